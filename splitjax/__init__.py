@@ -1,0 +1,1 @@
+"""Split learning between edge and cloud in JAX."""

@@ -1,0 +1,1 @@
+"""The border to module systems: Linen and NNX modules become stages."""

@@ -1,0 +1,3 @@
+"""Training protocols: each is one `Algorithm`."""
+
+from splitjax.algorithms.split import split_learning as split_learning

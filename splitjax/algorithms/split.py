@@ -1,0 +1,334 @@
+"""Split learning with any number of cuts: plain, U-shaped, and un-split."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from splitjax.core.algorithm import Algorithm, Hop, add_metrics
+from splitjax.core.codec import Context
+from splitjax.core.split import BACKWARD, FORWARD, Split, gradient_of
+from splitjax.optim.clip import square_norm
+
+
+def split_learning(
+    split: Split,
+    edge_tx: optax.GradientTransformation,
+    cloud_tx: optax.GradientTransformation | None = None,
+    *,
+    micro: int = 1,
+    exact_norm: bool = False,
+) -> Algorithm:
+    """One edge and one cloud train one model; every slot is a run of its own.
+
+    The segments are visited there and back: 0, 1, ..., n-1 (loss), ..., 1, 0. Edge and
+    cloud own them in turn, so a visit is half a hop. With two segments the labels
+    travel to the cloud; with three, the last on the edge, they stay (the U shape); with
+    one there is no hop at all: the un-split run.
+
+    Args:
+      split: owners "edge", "cloud", "edge", ... from the first.
+      edge_tx: the edge's optimizer; called with `step=` and, where the norm is exact,
+        `sq_norm=`.
+      cloud_tx: the cloud's; by default the same.
+      micro: ticks (micro-batches) in one optimizer step.
+      exact_norm: one more hop at the end of a step sends the square of the norm of the
+        edge's gradient up and the total down. Otherwise norms are per party.
+
+    Returns:
+      An algorithm. A batch is `{"x", "target", "weight"}`: the model's input, what the
+      loss takes, and the micro-batch's share of its step's examples, a float32.
+
+    Raises:
+      ValueError: when owners do not alternate, or micro < 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from splitjax.core.algorithm import At
+      >>> from splitjax.core.cut import cut
+      >>> from splitjax.core.stage import Stage
+      >>> scale = Stage("a", init=lambda key, spec: ({"k": jnp.float32(2)}, {}),
+      ...     apply=lambda p, s, x, *, key, train: (x * p["k"], s, {}))
+      >>> split = Split(cut([scale]), (), lambda y, t: (jnp.mean((y - t) ** 2), {}))
+      >>> algorithm = split_learning(split, optax.sgd(0.1))
+      >>> x = jnp.ones(4)
+      >>> edge, _, _ = algorithm.init(*split.init(jax.random.key(0), x), x)
+      >>> batch = {"x": x, "target": 0 * x, "weight": jnp.float32(1)}
+      >>> at = At(jax.random.key(0), 0, 0, 0)
+      >>> edge, metrics = algorithm.last(edge, {}, batch, None, at)
+      >>> float(metrics["loss"]), round(float(edge["params"]["0"]["a"]["k"]), 3)
+      (4.0, 1.6)
+
+    Reference:
+      Gupta and Raskar, Distributed learning of deep neural network over multiple
+      agents, 2018, arXiv 1810.06060; Vepakomma et al., Split learning for health, 2018,
+      arXiv 1812.00564 (U shape).
+    Differs:
+      Both parties step at once instead of an edge waiting for its weights from the edge
+      before it; the optimizer is any optax one.
+    """
+    count = len(split)
+    expected = tuple(("edge", "cloud")[i % 2] for i in range(count))
+    if split.cut.owners != expected:
+        raise ValueError(
+            f"owners must be edge and cloud in turn, the edge first: {expected}; "
+            f"given: {split.cut.owners}. The edge holds the data."
+        )
+    if micro < 1:
+        raise ValueError(f"micro must be 1 or more: {micro}")
+    party = _Party(split, micro)
+    turns = 2 * (count - 1) - split.frozen
+    txs = {
+        "edge": optax.with_extra_args_support(edge_tx),
+        "cloud": optax.with_extra_args_support(cloud_tx or edge_tx),
+    }
+    # A party's last visit, where it has all of its gradient; None where it has none.
+    visits = {"edge": range(0, turns + 1, 2), "cloud": range(1, turns + 1, 2)}
+    final = {
+        owner: max((v for v in mine if v >= count - 1), default=None)
+        for owner, mine in visits.items()
+    }
+    both = None not in final.values()
+    if exact_norm and both and split.frozen:
+        raise ValueError(
+            "an exact norm over the cut with frozen segments and labels on the edge is "
+            "not supported: take exact_norm=False (norms per party)"
+        )
+    sync = exact_norm and both
+
+    def init(params, state, x):
+        links = split.init_links(params, state, x)
+        made = {}
+        for owner in ("edge", "cloud"):
+            mine = [i for i in range(count) if expected[i] == owner]
+            own = {str(i): params[i] for i in mine}
+            trained = party.trained(own)
+            entry = {
+                "params": own,
+                "opt": txs[owner].init(trained) if trained else (),
+                "acc": jax.tree.map(jnp.zeros_like, trained) if micro > 1 else (),
+            }
+            entry |= {f"state/{i}": state[i] for i in mine}
+            for number, ends in enumerate(links):
+                entry[f"link/{number}/smooth"] = ends["smooth"]
+                tx = FORWARD if expected[number] == owner else BACKWARD
+                for direction in (FORWARD, BACKWARD):
+                    end = "tx" if direction == tx else "rx"
+                    entry[f"link/{number}/{direction}"] = ends[direction][end]
+            made[owner] = entry if mine else {}
+        return made["edge"], (), made["cloud"]
+
+    def merge(edge, shared, slot):
+        del shared
+        both = {**edge.get("params", {}), **slot.get("params", {})}
+        owner = {"edge": edge, "cloud": slot}
+        state = [owner[expected[i]][f"state/{i}"] for i in range(count)]
+        params = [both[str(i)] for i in range(count)]
+        return split.cut.merge(params), split.cut.merge(state)
+
+    def run(owner, visit, mine, live, batch, message, at):
+        changes, live, out, metrics = party.visit(visit, mine, live, batch, message, at)
+        if visit == final[owner]:
+            mine = {**mine, **changes}
+            grads = live["grads"]
+            if micro > 1 and grads:
+                grads = jax.tree.map(jnp.add, mine["acc"], grads)
+            if not at.apply:
+                changes = {**mine, "acc": grads}
+            elif sync:
+                live = {"grads": grads, "metrics": live.get("metrics", {})}
+            else:
+                changes = step(owner, mine, grads, at)
+        return changes, live, out, metrics
+
+    def step(owner, mine, grads, at, **extra):
+        if not grads:
+            return mine
+        params = party.trained(mine["params"])
+        # Optax raises a float to an integer power; a strict user must not suffer.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt = txs[owner].update(
+                grads, mine["opt"], params, step=at.step, **extra
+            )
+        params = {**mine["params"], **optax.apply_updates(params, updates)}
+        acc = jax.tree.map(jnp.zeros_like, grads) if micro > 1 else ()
+        return {**mine, "params": params, "opt": opt, "acc": acc}
+
+    def add_live(live, metrics):
+        return {**live, "metrics": add_metrics(live.get("metrics", {}), metrics)}
+
+    def edge_hop(visit):
+        def edge(mine, live, batch, down, at):
+            changes, live, up, new = run("edge", visit, mine, live, batch, down, at)
+            return changes, add_live(live, new), up
+
+        return edge
+
+    def cloud_hop(visit):
+        def one(mine, live, up, at):
+            return run("cloud", visit, mine, live, {}, up, at)
+
+        return _lanes(one)
+
+    def last(mine, live, batch, down, at):
+        if sync and at.apply:
+            total = down["sq_norm"]
+            changes = step("edge", mine, live["grads"], at, sq_norm=total)
+            return changes, live["metrics"]
+        changes, live, _, new = run("edge", turns, mine, live, batch, down, at)
+        return changes, add_live(live, new)["metrics"]
+
+    def norm_edge(mine, live, batch, down, at):
+        changes, live, _, new = run("edge", turns, mine, live, batch, down, at)
+        return changes, add_live(live, new), {"sq_norm": square_norm(live["grads"])}
+
+    def norm_cloud(mine, live, up, at):
+        total = up["sq_norm"] + square_norm(live["grads"])
+        changes = step("cloud", mine, live["grads"], at, sq_norm=total)
+        return changes, {}, {"sq_norm": total}, {"norm": jnp.sqrt(total)}
+
+    pairs = tuple(
+        Hop(edge_hop(2 * k), cloud_hop(2 * k + 1)) for k in range((turns + 1) // 2)
+    )
+    norm_hop = (Hop(norm_edge, _lanes(norm_cloud)),) if sync else ()
+    return Algorithm(
+        init=init,
+        hops=lambda apply: pairs + (norm_hop if apply else ()),
+        last=last if turns % 2 == 0 else None,
+        predict=_predict(split, party),
+        merge=merge,
+    )
+
+
+def _lanes(one: Callable) -> Callable:
+    """Runs each lane by itself: here no slot sees another."""
+
+    def cloud(shared, slots, live, ups, ats):
+        done = [one(*lane) for lane in zip(slots, live, ups, ats, strict=True)]
+        changes, live, downs, metrics = zip(*done, strict=True)
+        return shared, changes, live, downs, metrics[0]
+
+    return cloud
+
+
+class _Party:
+    """What an owner does at a visit; the same code for both."""
+
+    def __init__(self, split: Split, micro: int):
+        self.split, self.micro = split, micro
+        self.label_up = split.cut.owners[-1] == "cloud"
+
+    def trained(self, params: dict) -> dict:
+        return {k: v for k, v in params.items() if int(k) >= self.split.frozen}
+
+    def links(self, mine: dict) -> tuple:
+        """The smooth parts, where `Split` looks for them."""
+        numbers = range(len(self.split) - 1)
+        return tuple({"smooth": mine[f"link/{i}/smooth"]} for i in numbers)
+
+    def visit(self, visit, mine, live, batch, message, at, train=True):
+        """Goes through one segment, forward or back (at the turn, both)."""
+        turn = len(self.split) - 1
+        index = visit if visit <= turn else 2 * turn - visit
+        changes: dict = {}
+        metrics: dict = {}
+        if visit <= turn:
+            live = dict(live)
+            batch = {**batch, **(message or {})}
+            live.setdefault("weight", batch.get("weight"))
+            out = self._forward(index, mine, live, batch, at, train, changes, metrics)
+            if visit < turn or not train:
+                return changes, live, out, metrics
+            gradient = None
+        else:
+            name = f"link/{index}/{BACKWARD}"
+            gradient, changes[name] = self.split.inlet(
+                index, BACKWARD, message["g"], mine[name]
+            )
+        weight = live["weight"] if self.micro > 1 else 1.0
+        own = mine["params"][str(index)]
+        kept = live[f"residuals/{index}"]
+        grads, gradient = self.split.pull(index, own, kept, gradient, weight)
+        out = self._backward(index, mine, live, gradient, at, changes)
+        grads = {**live.get("grads", {}), str(index): grads}
+        live = {k: v for k, v in live.items() if not k.endswith(f"/{index}")}
+        return changes, {**live, "grads": grads}, out, metrics
+
+    def _forward(self, index, mine, live, batch, at, train, changes, metrics):
+        m = batch["x"] if index == 0 else None
+        if index > 0:
+            name = f"link/{index - 1}/{FORWARD}"
+            m, changes[name] = self.split.inlet(
+                index - 1, FORWARD, batch["m"], mine[name]
+            )
+        made = self.split.forward(
+            index,
+            mine["params"][str(index)],
+            mine[f"state/{index}"],
+            m,
+            links=self.links(mine),
+            key=at.tick_key() if train else None,
+            train=train,
+            target=batch.get("target"),
+        )
+        live[f"residuals/{index}"] = made.residuals
+        if index > 0:
+            # Only what `gradient_of` reads of it: the counts of Sized leaves.
+            live[f"arrived/{index}"] = m
+        changes[f"state/{index}"] = made.state
+        share = live["weight"] if train and self.micro > 1 else 1.0
+        metrics |= {**made.metrics, "loss": made.loss * share}
+        if index == len(self.split) - 1:
+            return {"out": made.out}
+        name = f"link/{index}/{FORWARD}"
+        ctx = Context(at.tick_key(), None, train, at.tick)
+        message, changes[name] = self.split.outlet(
+            index, FORWARD, made.out, mine[name], ctx
+        )
+        out = {"m": message}
+        if train and index == 0 and self.micro > 1:
+            out["weight"] = batch["weight"]
+        if train and index == len(self.split) - 2 and self.label_up:
+            out["target"] = batch["target"]
+        return out
+
+    def _backward(self, index, mine, live, gradient, at, changes):
+        if index <= self.split.frozen:
+            return None
+        name = f"link/{index - 1}/{BACKWARD}"
+        ctx = Context(at.tick_key(), None, True, at.tick)
+        g = gradient_of(gradient, live[f"arrived/{index}"])
+        message, changes[name] = self.split.outlet(
+            index - 1, BACKWARD, g, mine[name], ctx
+        )
+        return {"g": message}
+
+
+def _predict(split: Split, party: _Party) -> tuple[tuple[Hop, ...], Callable]:
+    """The forward visits; an output that the cloud made is sent down."""
+
+    def forward(visit, mine, live, batch, message, at):
+        _, _, out, metrics = party.visit(
+            visit, mine, {}, batch, message, at, train=False
+        )
+        return {}, {}, out, metrics
+
+    def edge_hop(visit):
+        def edge(mine, live, batch, down, at):
+            return forward(visit, mine, live, batch, down, at)[:3]
+
+        return edge
+
+    def cloud_hop(visit):
+        return _lanes(lambda mine, live, up, at: forward(visit, mine, live, {}, up, at))
+
+    def last(mine, live, batch, down, at):
+        if len(split) % 2 == 0:
+            return {}, down
+        return {}, forward(len(split) - 1, mine, live, batch, down, at)[2]
+
+    hops = tuple(
+        Hop(edge_hop(2 * k), cloud_hop(2 * k + 1)) for k in range(len(split) // 2)
+    )
+    return hops, last

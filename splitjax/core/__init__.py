@@ -1,0 +1,1 @@
+"""The nouns: stage, cut, codec, link, factor, split, algorithm."""

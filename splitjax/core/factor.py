@@ -1,0 +1,231 @@
+"""A factor: what stands in a parameter tree where a dense leaf stood."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar, cast, dataclass_transform
+
+import jax
+
+from splitjax.core.tree import Tree, is_float, path_name, spec_of
+
+F = TypeVar("F", bound=type)
+
+
+class Factor:
+    """A node of a parameter tree that stands for one dense leaf.
+
+    A subclass is made by `@register_factor`; its fields are arrays (floats, so that
+    autodiff passes), or marked `dataclasses.field(metadata={"static": True})`. It
+    defines `materialize`, and `dot` where that is cheaper than the product with the
+    dense leaf. It acts on the last two axes (I, J); leading axes are a batch.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> @register_factor
+      ... class Outer(Factor):
+      ...     u: jax.Array
+      ...     v: jax.Array
+      ...     def materialize(self):
+      ...         return self.u @ self.v
+      >>> outer = Outer(jnp.ones((3, 1)), jnp.ones((1, 2)))
+      >>> outer.spec.shape, outer.dot(jnp.ones((5, 3))).shape
+      ((3, 2), (5, 2))
+    """
+
+    def materialize(self) -> jax.Array:
+        """The dense leaf `(..., I, J)`.
+
+        Example:
+          >>> Factor().materialize()
+          Traceback (most recent call last):
+          ...
+          NotImplementedError: Factor defines no materialize()
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no materialize()")
+
+    def dot(self, x: jax.Array) -> jax.Array:
+        """`x (..., I)` times the dense leaf; see the function `dot`.
+
+        Example:
+          >>> Factor().dot(None)
+          Traceback (most recent call last):
+          ...
+          NotImplementedError: Factor defines no materialize()
+        """
+        return dot(self.materialize(), x)
+
+    @property
+    def spec(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of the dense leaf, without computing it."""
+        return jax.eval_shape(lambda factor: factor.materialize(), self)
+
+
+@dataclass_transform(frozen_default=True)
+def register_factor(cls: F) -> F:
+    """Makes a subclass of `Factor` a frozen dataclass and a pytree node.
+
+    Raises:
+      TypeError: when the class is no subclass of `Factor`.
+
+    Example:
+      >>> register_factor(int)
+      Traceback (most recent call last):
+      ...
+      TypeError: register_factor needs a subclass of Factor: int
+    """
+    if not issubclass(cls, Factor):
+        raise TypeError(f"register_factor needs a subclass of Factor: {cls.__name__}")
+    node = jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+    return cast(F, node)
+
+
+def is_factor(node: Any) -> bool:
+    """Tells whether a node is a `Factor`: an `is_leaf` for `jax.tree.map` and `where`.
+
+    Example:
+      >>> is_factor(Factor()), is_factor(1.0)
+      (True, False)
+    """
+    return isinstance(node, Factor)
+
+
+def dot(kernel: jax.Array | Factor, x: jax.Array) -> jax.Array:
+    """The product `x @ kernel` of a layer, whether its kernel is dense or a factor.
+
+    Args:
+      kernel: (I, J), or (E, I, J) with a leading batch that `x` has too.
+      x: (..., I), or (E, ..., I); of the kernel's dtype.
+
+    Returns:
+      (..., J), or (E, ..., J).
+
+    Raises:
+      TypeError: when the dtypes differ; nothing is promoted silently.
+      ValueError: when the widths differ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> dot(jnp.ones((3, 2)), jnp.ones((4, 5, 3))).shape
+      (4, 5, 2)
+    """
+    if isinstance(kernel, Factor):
+        return kernel.dot(x)
+    if kernel.dtype != x.dtype:
+        raise TypeError(
+            f"dot of a kernel of {kernel.dtype} and an input of {x.dtype}: cast one "
+            "to the dtype that you want to compute in"
+        )
+    lead = kernel.ndim - 2
+    if lead < 0 or kernel.shape[:lead] + kernel.shape[lead : lead + 1] != (
+        x.shape[:lead] + x.shape[-1:]
+    ):
+        raise ValueError(
+            f"dot of a kernel {kernel.shape} and an input {x.shape}: the kernel is "
+            "(I, J) for an input (..., I), or both have the same leading axes"
+        )
+    batch = tuple(range(lead))
+    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (lead,)), (batch, batch)))
+
+
+def cast_floats(kernel: jax.Array | Factor, dtype: Any) -> jax.Array | Factor:
+    """A kernel, dense or a factor, with its float arrays in another dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> cast_floats(jnp.ones(2), jnp.bfloat16).dtype.name
+      'bfloat16'
+    """
+    return jax.tree.map(lambda a: a.astype(dtype) if is_float(a) else a, kernel)
+
+
+def materialize(params: Tree) -> Tree:
+    """Parameters with every factor as the dense leaf it stands for.
+
+    A foreign module reads its parameters so, inside the loss: gradients then reach the
+    arrays of the factor.
+
+    Example:
+      >>> materialize({"bias": 1.0})
+      {'bias': 1.0}
+    """
+    return jax.tree.map(
+        lambda node: node.materialize() if is_factor(node) else node,
+        params,
+        is_leaf=is_factor,
+    )
+
+
+def factorize(
+    fit: Callable[..., Factor],
+    params: Tree,
+    where: Callable[[Tree], Tree],
+    *trees: Tree,
+) -> Tree:
+    """Puts factors in the place of the chosen leaves.
+
+    Args:
+      fit: `(leaf, *leaves of the trees at the same place) -> Factor` for that leaf.
+      params: the parameters. A factor among them is one leaf here: `where` sees its
+        spec under its own path, and `fit` gets the factor.
+      where: `core.tree.where(pattern)`, or any function from the tree to a tree of
+        bools.
+      *trees: further trees of the structure of `params` (a Fisher tree).
+
+    Returns:
+      The parameters, the leaves that were not chosen being the very same objects.
+
+    Raises:
+      ValueError: when nothing is chosen, when a tree has another structure, or when a
+        factor stands for another shape or dtype than its leaf.
+      TypeError: when `fit` returns something else than a `Factor`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from splitjax.core.tree import where
+      >>> @register_factor
+      ... class Double(Factor):
+      ...     half: jax.Array
+      ...     def materialize(self):
+      ...         return 2 * self.half
+      >>> params = {"a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+      >>> new = factorize(lambda w: Double(w / 2), params, where(".*/kernel"))
+      >>> type(new["a"]["kernel"]).__name__, new["a"]["bias"] is params["a"]["bias"]
+      ('Double', True)
+    """
+    found, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_factor)
+    nodes = [node for _, node in found]
+    seen = [node.spec if is_factor(node) else node for node in nodes]
+    chosen = treedef.flatten_up_to(where(treedef.unflatten(seen)))
+    if not any(chosen):
+        names = "\n  ".join(path_name(path) for path, _ in found)
+        raise ValueError(f"factorize: where chooses no leaf of:\n  {names}")
+    rows = [_leaves(treedef, tree, index) for index, tree in enumerate(trees)]
+
+    def one(path, node, yes, *others):
+        return _checked(path_name(path), node, fit(node, *others)) if yes else node
+
+    paths = [path for path, _ in found]
+    return treedef.unflatten(map(one, paths, nodes, chosen, *rows))
+
+
+def _leaves(treedef, tree: Tree, index: int) -> list:
+    try:
+        return treedef.flatten_up_to(tree)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"factorize: tree {index} has another structure than params: {error}"
+        ) from None
+
+
+def _checked(name: str, leaf: Any, factor: Any) -> Factor:
+    if not is_factor(factor):
+        raise TypeError(
+            f"fit made a {type(factor).__name__} of {name!r}; it must return a Factor"
+        )
+    want, spec = leaf.spec if is_factor(leaf) else spec_of(leaf), factor.spec
+    if (spec.shape, spec.dtype) != (want.shape, want.dtype):
+        raise ValueError(
+            f"fit made a factor for {spec.shape} {spec.dtype} of {name!r}, which is "
+            f"{want.shape} {want.dtype}"
+        )
+    return factor

@@ -1,0 +1,1 @@
+"""Transforms of parameters: nodes that stand where a dense leaf stood."""

@@ -1,0 +1,1 @@
+"""What is computed from a model's output: losses, scores, costs."""

@@ -1,0 +1,1 @@
+"""Models as ordered stages, and the way from and to pretrained weights."""

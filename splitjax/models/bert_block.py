@@ -1,0 +1,179 @@
+"""The pieces of a BERT layer: embeddings, attention, feed-forward block."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from splitjax.core.tree import Tree
+from splitjax.models.bert_config import BertConfig
+from splitjax.models.dense import Dense
+from splitjax.models.relative_bias import RelativeBias
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x * P(N <= x) for a standard normal N: the exact form, by erf.
+
+    Example:
+      >>> round(float(gelu(jnp.float32(1.0))), 6)
+      0.841345
+    """
+    return x * (0.5 + 0.5 * jax.lax.erf(x * (0.5**0.5)))
+
+
+def dense(config: BertConfig, features: int, name: str, dtype: Any) -> Dense:
+    """A dense layer with the fresh kernels of the family.
+
+    Example:
+      >>> dense(BertConfig(), 4, "wi", jnp.float32).features
+      4
+    """
+    init = nn.initializers.normal(config.init_std)
+    return Dense(features, dtype=dtype, kernel_init=init, name=name)
+
+
+class Norm(nn.Module):
+    """scale * (x - mean) / sqrt(var + eps) + bias over the last axis, in float32.
+
+    Linen's own layer norm promotes dtypes implicitly, which strict promotion refuses.
+
+    Example:
+      >>> layer = Norm(1e-12)
+      >>> x = jnp.array([[1.0, 3.0]], jnp.bfloat16)
+      >>> y = layer.apply(layer.init(jax.random.key(0), x), x)
+      >>> y.tolist(), y.dtype.name
+      ([[-1.0, 1.0]], 'float32')
+    """
+
+    eps: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Norms x (..., D), whose dtype may be any float."""
+        ones, zeros = nn.initializers.ones, nn.initializers.zeros
+        scale = self.param("scale", ones, x.shape[-1:], jnp.float32)
+        bias = self.param("bias", zeros, x.shape[-1:], jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+        lead = tuple(range(x.ndim - 1))
+        x = x * jnp.expand_dims(scale, lead) + jnp.expand_dims(bias, lead)
+        return x.astype(self.dtype)
+
+
+class Embed(nn.Module):
+    """{"ids", "mask", maybe "types"} (B, T) -> {"h": (B, T, D), "mask"}.
+
+    Parameters: `word/embedding` (V, D), `position/embedding`, `type/embedding` (bert),
+    `norm/scale`, `norm/bias`. An id outside of the vocabulary gives NaN.
+    """
+
+    config: BertConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tree, *, train: bool) -> Tree:
+        """Sums the embeddings, norms them, drops some."""
+        c = self.config
+        ids, mask = _checked(x, c)
+        init = nn.initializers.normal(c.init_std)
+
+        def table(rows, name):
+            return nn.Embed(rows, c.width, embedding_init=init, name=name)
+
+        h = table(c.vocab, "word")(ids)
+        places = table(c.positions, "position")
+        if c.family == "mpnet":
+            seen = mask.astype(jnp.int32)
+            h = h + places(jnp.cumsum(seen, 1) * seen + (c.first_position - 1))
+        else:
+            h = h + places(jnp.arange(ids.shape[1]))[None]
+        if c.types:
+            h = h + table(c.types, "type")(x.get("types", jnp.zeros_like(ids)))
+        h = Norm(c.eps, self.dtype, name="norm")(h)
+        h = nn.Dropout(c.dropout)(h, deterministic=not train)
+        return {"h": h, "mask": mask}
+
+
+class Attention(nn.Module):
+    """h -> LN(h + out(softmax(q k / sqrt(D / H) + bias) v)), keys masked.
+
+    Parameters: `query`, `key`, `value`, `out`, each `kernel` (D, D) and `bias` (D,),
+    `norm`, and for mpnet `relative_bias/embedding` (buckets, H). A row that is padding
+    throughout attends to all of it alike: finite, of no meaning.
+    """
+
+    config: BertConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tree, *, train: bool) -> Tree:
+        """Maps {"h": (B, T, D), "mask": (B, T)} to the same."""
+        c = self.config
+        h, mask = x["h"], x["mask"]
+        b, t, _ = h.shape
+
+        def split(name):
+            y = dense(c, c.width, name, self.dtype)(h)
+            return y.reshape(b, t, c.heads, -1).swapaxes(1, 2)
+
+        q, k, v = split("query"), split("key"), split("value")
+        q = q * (c.width // c.heads) ** -0.5
+        scores = jnp.einsum("bhqd,bhkd->bhqk", q, k).astype(jnp.float32)
+        if c.buckets:
+            scores = (
+                scores + RelativeBias(c.buckets, c.heads, name="relative_bias")(t)[None]
+            )
+        low = jnp.finfo(jnp.float32).min
+        scores = jnp.where(mask[:, None, None, :], scores, low)
+        weights = jax.nn.softmax(scores).astype(self.dtype)
+        weights = nn.Dropout(c.attention_dropout)(weights, deterministic=not train)
+        y = jnp.einsum("bhqk,bhkd->bhqd", weights, v).swapaxes(1, 2)
+        y = dense(c, c.width, "out", self.dtype)(y.reshape(b, t, c.width))
+        y = nn.Dropout(c.dropout)(y, deterministic=not train)
+        return {**x, "h": Norm(c.eps, self.dtype, name="norm")(y + h)}
+
+
+class Ffn(nn.Module):
+    """h -> LN(h + wo(gelu(wi(h)))), or without "h +".
+
+    Parameters: `wi/kernel` (D, F), `wi/bias`, `wo/kernel` (F, D), `wo/bias`, `norm`.
+    """
+
+    config: BertConfig
+    dtype: Any = jnp.float32
+    skip: bool = True
+
+    @nn.compact
+    def __call__(self, x: Tree, *, train: bool) -> Tree:
+        """Maps {"h": (B, T, D), "mask"} to the same."""
+        c, h = self.config, x["h"]
+        y = gelu(dense(c, c.ffn, "wi", self.dtype)(h))
+        y = dense(c, c.width, "wo", self.dtype)(y)
+        y = nn.Dropout(c.dropout)(y, deterministic=not train)
+        y = y + h if self.skip else y
+        return {**x, "h": Norm(c.eps, self.dtype, name="norm")(y)}
+
+
+def _checked(x: Tree, config: BertConfig) -> tuple[jax.Array, jax.Array]:
+    wanted = {"ids", "mask", "types"} if config.types else {"ids", "mask"}
+    if not isinstance(x, dict) or not {"ids", "mask"} <= set(x) <= wanted:
+        found = sorted(x) if isinstance(x, dict) else type(x).__name__
+        raise ValueError(
+            f"the {config.family} embedding reads a dict of {sorted(wanted)} "
+            f"('types' may be absent): {found}"
+        )
+    ids, mask = x["ids"], x["mask"]
+    if ids.ndim != 2 or mask.shape != ids.shape or mask.dtype != jnp.bool_:
+        raise ValueError(
+            "ids are int (B, T) and the mask is bool (B, T): "
+            f"{ids.dtype} {ids.shape} and {mask.dtype} {mask.shape}"
+        )
+    if ids.shape[1] > config.longest:
+        raise ValueError(
+            f"{ids.shape[1]} tokens do not fit {config.longest} positions: truncate "
+            "the text"
+        )
+    return ids, mask

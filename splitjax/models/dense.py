@@ -1,0 +1,59 @@
+"""A dense layer whose kernel may be a factor."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from splitjax.core.factor import Factor, cast_floats, dot
+
+
+class Dense(nn.Module):
+    """y = x @ kernel + bias, the kernel dense or a `Factor`.
+
+    Linen's own layer refuses a factor, since its `param` compares shapes leaf by leaf.
+    Parameters: `kernel` (I, J) and `bias` (J,), of float32.
+
+    Attributes:
+      features: J, the width of the output.
+      use_bias: whether there is a bias.
+      dtype: what it computes in, and the dtype of the output.
+      kernel_init: of a dense kernel.
+
+    Raises:
+      ValueError: when a kernel has another shape than (I, J).
+
+    Example:
+      >>> layer = Dense(2)
+      >>> variables = layer.init(jax.random.key(0), jnp.ones((4, 3)))
+      >>> layer.apply(variables, jnp.ones((4, 5, 3))).shape
+      (4, 5, 2)
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies the layer to x (..., I), whose dtype may be any float."""
+        shape = (x.shape[-1], self.features)
+        if self.has_variable("params", "kernel"):
+            kernel = self.get_variable("params", "kernel")
+        else:
+            kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        found = kernel.spec.shape if isinstance(kernel, Factor) else kernel.shape
+        if found != shape:
+            raise ValueError(
+                f"the kernel of {'/'.join(self.path) or 'this layer'} is {found}; for "
+                f"an input {x.shape} and {self.features} features it is {shape}"
+            )
+        y = dot(cast_floats(kernel, self.dtype), x.astype(self.dtype))
+        if self.use_bias:
+            bias = self.param(
+                "bias", nn.initializers.zeros, (self.features,), jnp.float32
+            )
+            y = y + jnp.expand_dims(bias.astype(self.dtype), tuple(range(y.ndim - 1)))
+        return y

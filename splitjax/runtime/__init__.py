@@ -1,0 +1,1 @@
+"""Edge and cloud as real processes: frames, channels, meters."""

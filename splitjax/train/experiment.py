@@ -1,0 +1,162 @@
+"""An experiment: a dataclass whose fields are options and whose methods build parts."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+
+from splitjax.core.algorithm import Algorithm
+from splitjax.core.split import Split
+from splitjax.core.tree import Tree, path_name
+from splitjax.optim.clip import clip_by_global_norm
+
+
+def option(default: Any, meaning: str) -> Any:
+    """A field of an experiment, with what `--help` says of it.
+
+    Example:
+      >>> @dataclasses.dataclass
+      ... class Mine(Experiment):
+      ...     depth: int = option(2, "hidden layers")
+      >>> Mine().depth
+      2
+    """
+    return dataclasses.field(default=default, metadata={"meaning": meaning})
+
+
+def check(value: Any, name: str, allowed: tuple) -> None:
+    """Raises a ValueError unless an option has one of the allowed values.
+
+    Example:
+      >>> check("split", "mode", ("split", "unsplit"))
+    """
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}: it must be one of {allowed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What an experiment builds, and `train.loop` runs.
+
+    Attributes:
+      split: the cut model with its links and its loss.
+      algorithm: the protocol.
+      params: by segment.
+      state: by segment.
+      train: the batches to learn from; see `splitjax.data.Batches`.
+      evals: the batches to score on, by the name of the data split.
+      score: `(predicted, wanted) -> float` on the host.
+      score_name: what it is called.
+      baseline_width: the width of the layer boundary whose float32 traffic the bytes
+        are compared with; 0 where there is no cut.
+      setup_bytes: what is sent before the first step.
+      edge_share: the edge's part of the floating-point operations of a forward pass.
+    """
+
+    split: Split
+    algorithm: Algorithm
+    params: tuple
+    state: tuple
+    train: Any
+    evals: dict[str, Any]
+    score: Any
+    score_name: str
+    baseline_width: int = 0
+    setup_bytes: int = 0
+    edge_share: float = 1.0
+
+
+@dataclasses.dataclass
+class Experiment:
+    """Options that every experiment has; a system adds its own in a subclass."""
+
+    task: str = option("", "the data set's name, or a CSV or JSONL file")
+    mode: str = option("split", "'split', or 'unsplit': the same run without a cut")
+    compare: bool = option(False, "also run un-split, for the report")
+    seeds: tuple[int, ...] = option((0,), "one run each; mean and deviation over them")
+    epochs: int = option(3, "passes over the training data")
+    steps: int = option(0, "optimizer steps at most; 0: as many as the epochs have")
+    batch_size: int = option(32, "examples in one optimizer step")
+    micro: int = option(1, "micro-batches (ticks) in one optimizer step")
+    in_flight: int = option(1, "micro-batches under way at once, at most `micro`")
+    learning_rate: float = option(5e-5, "the peak of the schedule")
+    schedule: str = option(
+        "linear", "after the warm-up: 'linear', 'cosine', 'constant'"
+    )
+    warmup: float = option(0.1, "the share of the steps in which the rate rises")
+    weight_decay: float = option(0.01, "AdamW's, on kernels and embeddings")
+    clip: float = option(1.0, "the largest norm of the gradient; 0: no clipping")
+    exact_norm: bool = option(
+        True, "clip by the norm over both parties (one more hop); False: per party"
+    )
+    eval_every: int = option(0, "epochs between scores; 0: after the last one only")
+    checkpoint_every: int = option(0, "steps between checkpoints; 0: each epoch")
+    debug: bool = option(False, "run without jit")
+    profile: int = option(0, "trace this many steps with jax.profiler")
+
+    # Options that choose where and how a run is watched, not what it computes.
+    WATCHING = (
+        "compare",
+        "seeds",
+        "eval_every",
+        "checkpoint_every",
+        "debug",
+        "profile",
+    )
+
+    def parts(self, seed: int) -> Parts:
+        """Builds everything that a run with this seed needs."""
+        raise NotImplementedError(f"{type(self).__name__} defines no parts()")
+
+    def validate(self) -> None:
+        """Raises a ValueError for options that make no sense."""
+        check(self.mode, "mode", ("split", "unsplit"))
+        check(self.schedule, "schedule", ("linear", "cosine", "constant"))
+        for name in ("epochs", "batch_size", "micro", "in_flight"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: it must be 1 or more")
+        if self.in_flight > self.micro:
+            raise ValueError(
+                f"in_flight={self.in_flight} is more than micro={self.micro}: only "
+                "micro-batches of one step can be under way together"
+            )
+        if not self.seeds:
+            raise ValueError("seeds is empty: give one at least, as (0,)")
+
+    def tx(self, steps: int) -> optax.GradientTransformation:
+        """The optimizer of one party, for a run of so many steps."""
+        warmup = round(self.warmup * steps)
+        rise = optax.linear_schedule(0.0, self.learning_rate, max(warmup, 1))
+        left = max(steps - warmup, 1)
+        fall = {
+            "linear": optax.linear_schedule(self.learning_rate, 0.0, left),
+            "cosine": optax.cosine_decay_schedule(self.learning_rate, left),
+            "constant": optax.constant_schedule(self.learning_rate),
+        }[self.schedule]
+        rate = optax.join_schedules([rise, fall], [warmup]) if warmup else fall
+        adam = optax.adamw(rate, eps=1e-8, weight_decay=self.weight_decay, mask=decayed)
+        return optax.chain(clip_by_global_norm(self.clip), adam) if self.clip else adam
+
+    def identity(self, seed: int) -> dict:
+        """What decides the numbers of one run: a checkpoint of another is refused."""
+        fields = dataclasses.asdict(self)
+        kept = {k: v for k, v in fields.items() if k not in self.WATCHING}
+        return {"experiment": type(self).__name__, **kept, "seed": seed}
+
+
+def decayed(params: Tree) -> Tree:
+    """Which leaves weight decay is for: kernels and embeddings, not biases and norms.
+
+    A relative position bias is a constant here and stays as it is.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> decayed({"wi": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}})
+      {'wi': {'bias': False, 'kernel': True}}
+    """
+
+    def one(path, leaf):
+        return leaf.ndim > 1 and "relative_bias" not in path_name(path)
+
+    return jax.tree_util.tree_map_with_path(one, params)

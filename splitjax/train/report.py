@@ -1,0 +1,181 @@
+"""What a run has to say at its end: summary, tables, pictures."""
+
+import json
+import pathlib
+import platform
+import statistics
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+
+from splitjax.runtime.meter import Meter
+from splitjax.storage import log
+from splitjax.train.experiment import Experiment, Parts
+
+
+def summarize(
+    experiment: Experiment,
+    seed: int,
+    parts: Parts,
+    facts: dict[str, Any],
+    meter: Meter,
+    folder: pathlib.Path,
+) -> dict[str, Any]:
+    """The summary of one run, written to `summary.json`.
+
+    `baseline_bytes` is what a cut at a layer boundary would have sent in float32 both
+    ways for the same real tokens, padding left out; `ratio` is that over all bytes of
+    the training frames, everything counted.
+    """
+    sent = meter.totals(kind="train")
+    total = sent["bytes_up"] + sent["bytes_down"]
+    baseline = 2 * 4 * parts.baseline_width * facts["tokens"]
+    scores = facts["scores"][-1]
+    name = next(iter(parts.evals))
+    summary = {
+        "task": experiment.task,
+        "mode": experiment.mode,
+        "metric_name": f"{name} {parts.score_name}",
+        "metric": scores[name],
+        "scores": facts["scores"],
+        "before": facts["before"],
+        "steps": facts["step"],
+        "seconds": round(facts["seconds"], 1),
+        "tokens": facts["tokens"],
+        "bytes_up": sent["bytes_up"],
+        "bytes_down": sent["bytes_down"],
+        "bytes_setup": parts.setup_bytes,
+        "bytes": meter.rows(),
+        "baseline_bytes": baseline,
+        "ratio": round(baseline / total, 2) if total else None,
+        "edge_share": round(parts.edge_share, 4),
+        "seed": seed,
+        **versions(),
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were made with.
+
+    Example:
+      >>> sorted(versions())
+      ['commit', 'device', 'flax', 'jax', 'python', 'splitjax']
+    """
+    here = pathlib.Path(__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        commit = found.stdout.strip()
+    except OSError:
+        commit = ""
+    device = jax.devices()[0]
+    return {
+        "commit": commit or "unknown",
+        "device": f"{device.platform} {device.device_kind}",
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("splitjax", "jax", "flax")},
+    }
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (0 for one value).
+
+    Example:
+      >>> mean_and_deviation([1.0, 3.0])
+      (2.0, 1.4142135623730951)
+    """
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return statistics.fmean(values), deviation
+
+
+def table(summaries: Sequence[dict[str, Any]]) -> str:
+    """One line a run, and the mean of each mode, as a Markdown table."""
+    head = ("run", "before", "after", "up MB", "down MB", "ratio", "edge", "s")
+    rows: list[tuple[str, ...]] = []
+    for s in summaries:
+        name = next(iter(s["before"]))
+        rows.append(
+            (
+                f"{s['mode']} seed {s['seed']}",
+                _scores(s["before"]),
+                _scores({k: v for k, v in s["scores"][-1].items() if k != "epoch"}),
+                f"{s['bytes_up'] / 1e6:.3f}",
+                f"{s['bytes_down'] / 1e6:.3f}",
+                f"{s['ratio']:.1f}x" if s["ratio"] else "-",
+                f"{s['edge_share']:.0%}",
+                f"{s['seconds']:.0f}",
+            )
+        )
+    for mode in dict.fromkeys(s["mode"] for s in summaries):
+        values = [s["metric"] for s in summaries if s["mode"] == mode]
+        if len(values) > 1:
+            name = next(iter(summaries[0]["before"]))
+            mean, deviation = mean_and_deviation(values)
+            rows.append(
+                (f"{mode} mean", "", f"{name} {mean:.4f} ± {deviation:.4f}", *[""] * 5)
+            )
+    return markdown(head, rows)
+
+
+def _scores(scores: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with columns of even width.
+
+    Example:
+      >>> markdown(("a", "bb"), [("1", "2")]).splitlines()[-1]
+      '| 1 | 2  |'
+    """
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+
+    def line(cells):
+        cells = [c.ljust(w) for c, w in zip(cells, widths, strict=True)]
+        return "| " + " | ".join(cells) + " |"
+
+    return "\n".join([line(head), line(["-" * w for w in widths]), *map(line, rows)])
+
+
+def plot(runs: dict[str, pathlib.Path], path: pathlib.Path) -> None:
+    """Draws the loss and the bytes of some runs to a PNG file.
+
+    Args:
+      runs: the folders, by the name to print.
+      path: of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, folder in runs.items():
+        lines = [line for line in log.read(folder) if "loss" in line]
+        steps = [line["step"] for line in lines]
+        smooth, value = [], None
+        for line in lines:
+            value = line["loss"] if value is None else 0.9 * value + 0.1 * line["loss"]
+            smooth.append(value)
+        left.plot(steps, smooth, label=name)
+        sent = [(line["up"] + line["down"]) / 1e6 for line in lines]
+        if lines and sent[-1]:
+            right.plot(steps, sent, label=name)
+            summary = json.loads((folder / "summary.json").read_text())
+            per_step = summary["baseline_bytes"] / max(summary["steps"], 1) / 1e6
+            right.plot(
+                steps,
+                [per_step * (i + 1) for i in range(len(steps))],
+                "--",
+                label=f"{name}: float32 layer cut",
+            )
+    left.set(xlabel="step", ylabel="training loss (smoothed)")
+    right.set(xlabel="step", ylabel="MB sent, both ways")
+    if right.get_lines():
+        right.set_yscale("log")
+        right.legend()
+    left.legend()
+    figure.savefig(path, dpi=120)

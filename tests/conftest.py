@@ -1,0 +1,103 @@
+"""What every test runs under: strict numerics, eight CPU devices, no network.
+
+* Arrays of unlike rank or dtype do not mix silently, and warnings are errors
+  (pyproject.toml), so that a slip shows where it is made.
+* Eight CPU devices stand in for a mesh. Each xdist worker keeps to its own cores.
+* Compiled programs are kept between runs in the user's cache folder.
+* Sockets reach only this machine. `.ci/offline` does the same for native code.
+* `@pytest.mark.real("minilm", ...)` or `need_data("minilm")` skips when an archive is
+  not cached, and fails under SPLITJAX_REQUIRE_DATA=1.
+"""
+
+import ipaddress
+import os
+import pathlib
+import socket
+import tempfile
+
+import jax
+import pytest
+
+REQUIRE_DATA = os.environ.get("SPLITJAX_REQUIRE_DATA") == "1"
+
+
+def _keep_to_own_cores() -> None:
+    """Gives worker i of n every n-th core, before XLA counts them for its threads."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if not worker.startswith("gw") or not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    index = int(worker.removeprefix("gw"))
+    os.sched_setaffinity(0, cores[index::workers] or {cores[index % len(cores)]})
+
+
+def _compile_cache() -> str:
+    """Returns the folder of compiled programs, outside the checkout."""
+    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    if not os.access(pathlib.Path(cache).parent, os.W_OK):
+        cache = tempfile.gettempdir()
+    return str(pathlib.Path(cache, "splitjax", "xla"))
+
+
+def _is_here(address: object) -> bool:
+    """Returns whether a socket address is a unix socket or on loopback."""
+    if not isinstance(address, tuple):
+        return True
+    host = address[0]
+    try:
+        return host in ("", "localhost") or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _guard(name: str):
+    """Wraps a method of `socket.socket` whose last argument is an address."""
+    inner = getattr(socket.socket, name)
+
+    def guarded(self, *args):
+        if not _is_here(args[-1]):
+            raise PermissionError(f"a test may reach loopback only, not {args[-1]}")
+        return inner(self, *args)
+
+    return guarded
+
+
+_keep_to_own_cores()
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_compilation_cache_dir", _compile_cache())
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+for _name in ("connect", "connect_ex", "sendto"):
+    setattr(socket.socket, _name, _guard(_name))
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """The one source of chance in a test; fold in a name for a second stream."""
+    return jax.random.key(0)
+
+
+def _need_data(name: str) -> pathlib.Path:
+    """Returns the cached archive's folder; skips, or fails where data is required."""
+    from splitjax.data import fetch
+
+    path = fetch.cached(name)
+    if path is None:
+        stop = pytest.fail if REQUIRE_DATA else pytest.skip
+        stop(f"{name} is not cached: run `make data`")
+    return path
+
+
+@pytest.fixture
+def need_data():
+    """The function `need_data(name)`: the folder of an archive, or a skip."""
+    return _need_data
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Checks the archives that the `real` marker of a test names."""
+    for marker in item.iter_markers("real"):
+        for name in marker.args:
+            _need_data(name)

@@ -1,0 +1,350 @@
+"""The laws of codecs. A new codec is done when its line in CODECS passes."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from splitjax.codecs import (
+    Context,
+    Sized,
+    cast,
+    chain,
+    identity,
+    on_tree,
+    quantize,
+    ragged,
+    state_bytes,
+    wire_bytes,
+)
+from splitjax.core.codec import is_sized, message_spec, split_smooth
+from splitjax.core.tree import combine, is_float, spec_of, split_floats
+from splitjax.runtime import frame
+
+B, T, D = 3, 5, 7
+KEY = jax.random.key(3)
+
+
+def normal(name: int, shape: tuple, dtype=jnp.float32) -> jax.Array:
+    return jax.random.normal(jax.random.fold_in(KEY, name), shape).astype(dtype)
+
+
+def padded(lengths, dtype=jnp.float32) -> dict:
+    """A batch with padding: what a language model sends."""
+    mask = jnp.arange(T)[None] < jnp.array(lengths, jnp.int32)[:, None]
+    h = normal(0, (*mask.shape, D), dtype)
+    skip = normal(1, (*mask.shape, 2, 8), jnp.bfloat16)
+    return {
+        "h": jnp.where(mask[..., None], h, jnp.zeros_like(h)),
+        "skip": jnp.where(mask[..., None, None], skip, jnp.zeros_like(skip)),
+        "pooled": normal(2, (mask.shape[0], D)),
+        "ids": jnp.arange(mask.size, dtype=jnp.int32).reshape(mask.shape),
+        "mask": mask,
+    }
+
+
+def sized(used: int, *shape: int, dtype=jnp.float32) -> Sized:
+    x = normal(used, shape, dtype)
+    row = jnp.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+    return Sized(jnp.where(row < used, x, jnp.zeros_like(x)), jnp.int32(used))
+
+
+ARRAYS = {
+    "odd": normal(4, (B, T, D)),
+    "bf16": normal(5, (2, 70), jnp.bfloat16),
+    "f16": normal(6, (9,), jnp.float16),
+    "scalar": normal(7, ()),
+    "empty": jnp.zeros((0, 4, 8)),
+    "narrow": jnp.zeros((4, 0)),
+    "flat": jnp.stack([jnp.full(8, 3.7), jnp.zeros(8)]),
+    "ids": jnp.arange(6, dtype=jnp.int32),
+    "flag": jnp.array([True, False]),
+}
+BAD = {
+    "nan": jnp.array([[1.0, jnp.nan, 2.0], [3.0, 4.0, 5.0]]),
+    "inf": jnp.array([[-jnp.inf, 1.0, jnp.inf], [3.0, 4.0, 5.0]], jnp.bfloat16),
+    "large": jnp.array([3e38, -3e38, 1.0]),
+    "small": jnp.array([1e-40, -1e-30, 1e-20]),
+    "half": jnp.array([65504.0, -65504.0, 1.0], jnp.float16),
+}
+ROWS = {
+    "some": sized(3, 5, 7),
+    "all": sized(4, 4, 2, 3, dtype=jnp.bfloat16),
+    "vector": sized(5, 6, dtype=jnp.float16),
+    "none": sized(0, 0, 3),
+}
+BATCHES = {
+    "batch": padded([5, 1, 3]),
+    "hollow": padded([0, 0, 0], jnp.float16),
+    "no batch": padded([]),
+}
+TREES = {"arrays": ARRAYS, "bad": BAD, "rows": ROWS, "batch": BATCHES["batch"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A codec and the inputs that it takes.
+
+    Attributes:
+      linear: whether a smooth codec is linear, so that its adjoint is tested.
+      any_shape: whether one state serves inputs of other shapes too.
+    """
+
+    codec: object
+    inputs: dict = dataclasses.field(default_factory=lambda: TREES)
+    linear: bool = True
+    any_shape: bool = True
+
+    def __str__(self):
+        return self.codec.name
+
+
+CODECS = [
+    Member(identity()),
+    Member(cast("bf16")),
+    Member(cast("f16")),
+    Member(cast("f8_e4m3")),
+    Member(cast("f8_e5m2")),
+    Member(quantize(8)),
+    Member(quantize(4, axis="channel")),
+    Member(quantize(4, axis="group", group=4)),
+    Member(quantize(3, mode="symmetric")),
+    Member(quantize(8, mode="symmetric", power_of_two=True, axis="channel")),
+    Member(quantize(5, axis="group", group=64, power_of_two=True)),
+    Member(quantize(2, rounding="stochastic")),
+    Member(ragged(), BATCHES),
+    Member(chain(ragged(), quantize(4, axis="channel")), BATCHES),
+    Member(chain(ragged(), cast("bf16"), quantize(6)), BATCHES),
+    Member(on_tree({"h": quantize(4), "skip": cast("f8_e5m2")}), BATCHES),
+]
+CASES = [
+    pytest.param(m, x, id=f"{m}-{name}") for m in CODECS for name, x in m.inputs.items()
+]
+every_case = pytest.mark.parametrize("member, x", CASES)
+every_codec = pytest.mark.parametrize("member", CODECS, ids=str)
+
+
+@functools.cache
+def programs(codec):
+    """Encode and decode, compiled once for all laws."""
+    return jax.jit(codec.encode), jax.jit(codec.decode)
+
+
+def context(x, key=KEY) -> Context:
+    return Context(key, x.get("mask"), True, 0)
+
+
+def send(codec, x):
+    """What the sender makes of x, and what the receiver makes of that."""
+    encode, decode = programs(codec)
+    message, tx = encode(x, codec.init(spec_of(x)), context(x))
+    return message, tx, decode(message, codec.init(spec_of(x)))[0]
+
+
+def same(a, b):
+    """Equal shapes, dtypes and numbers, NaN with NaN."""
+
+    def one(a, b):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.dtype == b.dtype
+        if is_float(a):  # NumPy does not know the NaN of ml_dtypes
+            a, b = a.astype(np.float64), b.astype(np.float64)
+        np.testing.assert_array_equal(a, b, strict=True)
+
+    jax.tree.map(one, a, b)
+
+
+def shapes(tree):
+    return jax.tree.map(lambda a: (a.shape, a.dtype.name), spec_of(tree))
+
+
+def compute(tree):
+    """The tree's sized leaves as NumPy slices of what is used."""
+
+    def one(node):
+        if not is_sized(node):
+            return np.asarray(node)
+        return np.asarray(node.buffer)[: int(node.used)]
+
+    return [one(node) for node in jax.tree.leaves(tree, is_leaf=is_sized)]
+
+
+@every_case
+def test_shapes_and_dtypes_are_kept(member, x):
+    message, _, y = send(member.codec, x)
+    assert shapes(y) == shapes(x)
+    assert shapes(message) == shapes(message_spec(member.codec, spec_of(x)))
+
+
+@every_case
+def test_integers_pass_through(member, x):
+    _, _, y = send(member.codec, x)
+    same(split_floats(x)[1], split_floats(y)[1])
+
+
+@every_case
+def test_decoding_makes_nothing_non_finite(member, x):
+    _, _, y = send(member.codec, x)
+
+    def one(a, b):
+        if is_float(a):
+            assert (np.isfinite(b) | ~np.isfinite(a)).all()
+
+    jax.tree.map(one, x, y)
+
+
+@every_case
+def test_rows_that_are_not_used_are_zero(member, x):
+    message, _, y = send(member.codec, x)
+    for node in jax.tree.leaves((message, y), is_leaf=is_sized):
+        if is_sized(node):
+            assert not np.asarray(node.buffer)[int(node.used) :].any()
+
+
+@every_codec
+def test_jit_is_eager(member):
+    """To the bit: every product is exact, and nothing is summed."""
+    x = next(iter(member.inputs.values()))
+    message, tx, y = send(member.codec, x)
+    state = member.codec.init(spec_of(x))
+    eager, eager_tx = member.codec.encode(x, state, context(x))
+    same((message, tx), (eager, eager_tx))
+    same(y, member.codec.decode(eager, state)[0])
+
+
+@every_codec
+def test_vmap_is_a_loop(member):
+    """To the bit, with a key and a state for each lane."""
+    codec = member.codec
+    x = next(iter(member.inputs.values()))
+    lanes = [x, jax.tree.map(lambda a: -a if is_float(a) else a, x)]
+    keys = jax.random.split(KEY)
+
+    def run(x, state, key):
+        message, state = codec.encode(x, state, context(x, key))
+        return codec.decode(message, state)[0], state
+
+    state = codec.init(spec_of(x))
+    stack = functools.partial(jax.tree.map, lambda *a: jnp.stack(a))
+    loop = [jax.jit(run)(x, state, k) for x, k in zip(lanes, keys, strict=True)]
+    same(stack(*loop), jax.jit(jax.vmap(run))(stack(*lanes), stack(state, state), keys))
+
+
+@every_case
+def test_both_ends_agree_across_real_bytes(member, x):
+    message, _, y = send(member.codec, x)
+    schema = frame.Schema.of(message_spec(member.codec, spec_of(x)))
+    data = frame.write(schema, message, kind="up", run=1, slot=2, tick=3, hop=0)
+    _, arrived = frame.read(schema, data, max_bytes=len(data))
+    same(message, arrived)
+    same(y, programs(member.codec)[1](arrived, member.codec.init(spec_of(x)))[0])
+
+
+@every_case
+def test_bytes_are_what_was_promised(member, x):
+    spec = spec_of(x)
+    message, _, _ = send(member.codec, x)
+    schema = frame.Schema.of(message_spec(member.codec, spec))
+    data = frame.write(schema, message, kind="up", run=0, slot=0, tick=0, hop=0)
+    fact = sum(a.nbytes for a in compute(message))
+    framing = len(data) - fact
+    assert framing == frame.framing_bytes(schema)
+    assert framing <= 64 * max(1, len(schema.leaves))
+    assert frame.payload_bytes(message) == fact <= wire_bytes(member.codec, spec)
+    if not any(map(is_sized, jax.tree.leaves(message, is_leaf=is_sized))):
+        assert fact == wire_bytes(member.codec, spec)
+
+
+@every_case
+def test_state_holds_arrays_only(member, x):
+    spec = spec_of(x)
+    state = member.codec.init(spec)
+    _, tx, _ = send(member.codec, x)
+    assert all(isinstance(a, jax.Array) for a in jax.tree.leaves((state, tx)))
+    assert shapes(state) == shapes(tx)
+    assert state_bytes(member.codec, spec) == sum(
+        a.nbytes for a in jax.tree.leaves(state)
+    )
+
+
+@every_codec
+def test_another_shape_is_served_or_refused(member):
+    """A codec whose state has no shape serves every length bucket; others raise."""
+    other = {"h": normal(8, (2, T + 1, D)), "skip": normal(9, (2, T + 1, 8))}
+    other["mask"] = jnp.ones((2, T + 1), bool)
+    codec = member.codec
+    state = codec.init(spec_of(padded([5, 1, 3])))
+    if not member.any_shape:
+        with pytest.raises(ValueError, match="shape"):
+            codec.encode(other, state, context(other))
+        return
+    message, _ = codec.encode(other, state, context(other))
+    y, _ = codec.decode(message, state)
+    assert shapes(y) == shapes(other)
+    same(y, send(codec, other)[2])
+
+
+@every_codec
+def test_identity_is_the_unit_of_chain(member):
+    x = next(iter(member.inputs.values()))
+    both = chain(identity(), member.codec, identity())
+    assert both.name == member.codec.name
+    assert both.smooth == member.codec.smooth
+    same(send(both, x)[0], send(member.codec, x)[0])
+
+
+@every_codec
+def test_smooth_comes_before_rough(member):
+    if split_smooth(member.codec)[0].name == "identity":
+        pytest.skip("no part of it is smooth")
+    with pytest.raises(ValueError, match="smooth ones first"):
+        chain(quantize(8), member.codec)
+
+
+@every_codec
+def test_smooth_part_has_an_adjoint(member):
+    """<A x, y> = <x, A* y> for encode and for decode; gradients are finite."""
+    smooth, _ = split_smooth(member.codec)
+    x = next(iter(member.inputs.values()))
+    state = smooth.init(spec_of(x))
+    floats, rest = split_floats(x)
+
+    def encode(floats):
+        message, _ = smooth.encode(combine(floats, rest), state, context(x))
+        return split_floats(message)
+
+    def inner(a, b):
+        pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        return sum(float(np.vdot(np.float64(p), np.float64(q))) for p, q in pairs)
+
+    def check(run, x):
+        y, pull, *_ = jax.vjp(run, x)
+        g = jax.tree.map(lambda a: normal(a.size, a.shape, a.dtype), y)
+        (back,) = pull(g)
+        assert all(np.isfinite(a).all() for a in jax.tree.leaves(back))
+        if member.linear:
+            # Values move and are not summed: equal but for the order of the sum here.
+            assert inner(y, g) == pytest.approx(inner(x, back), rel=1e-9, abs=1e-9)
+        return y
+
+    message = check(lambda floats: encode(floats)[0], floats)
+    others = encode(floats)[1]
+
+    def decode(message):
+        y, _ = smooth.decode(combine(message, others), state)
+        return split_floats(y)[0]
+
+    check(decode, message)
+
+
+@every_codec
+def test_no_floats_is_no_work(member):
+    """A gradient's tree has None where the message has integers."""
+    if member.codec.smooth or member.inputs is BATCHES:
+        pytest.skip("it is no codec of gradients")
+    x = {"h": jnp.ones((2, 8)), "ids": None}
+    message, tx, y = send(member.codec, x)
+    assert y["ids"] is None and y["h"].shape == (2, 8)
