@@ -95,10 +95,8 @@ class Layout:
             return None if a is None else a.reshape(-1)
         return first_rows(a.reshape(self.shape[0], self._inner * self.groups), used)
 
-    def receive(self, a) -> jax.Array | None:
+    def receive(self, a) -> jax.Array:
         """Undoes `send`; broadcasts against the blocks."""
-        if a is None:
-            return None
         a = a.buffer if is_sized(a) else a
         if self.axis:
             return a.reshape(self.rows, self.groups, 1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from splitjax.codecs.grid import HUGE, Grid, extent, fit, values
 from splitjax.codecs.layout import Layout, first_rows
 from splitjax.codecs.noise import uniform
-from splitjax.codecs.pack import pack_bits, packed_bytes, unpack_bits
+from splitjax.codecs.pack import pack_bits, unpack_bits
 from splitjax.core.codec import Codec, is_sized, on_leaves
 from splitjax.core.keys import fold
 from splitjax.core.tree import Tree, nearest, path_name
@@ -24,7 +24,8 @@ class Quantized:
     """What crosses for one array.
 
     Attributes:
-      codes: uint8 `[bytes]`, for a `Sized` input `Sized([N, bytes of a row], used)`.
+      codes: uint8 `[rows, bytes of a row]`, `Sized` as the input is. (Not flattened: on
+        a CPU the reshape would be fused into the packing and make it slow.)
       step: bfloat16 or int8 `[number of grids]`; see `Grid`. Sized like the codes when
         the rows have grids of their own.
       low: like step, or None.
@@ -118,39 +119,34 @@ def quantize(
             blocks = layout.split(x).astype(jnp.float32)
             return extent(blocks, layout.axis, valid=valid)
 
-        def grid_of(ends):
-            grid = fit(ends, levels, affine=affine, power_of_two=power_of_two)
-            step, low = values(grid)
-            return grid, 1 / step, low
-
         def repair(x, ends):
             bad = ~_good(x)
             if valid is not None:
                 bad = layout.merge(layout.split(bad) & valid)
-            return grid_of(extent_of(_clean(x))), jnp.sum(bad, dtype=jnp.int32)
+            return extent_of(_clean(x)), jnp.sum(bad, dtype=jnp.int32)
 
         # A non-finite value shows in the ends. To count them takes as long as all the
-        # rest, so that is done only when there is one. The grid is made in here too:
-        # XLA would fuse it into the loop below, and make it anew for every value.
+        # rest, so that is done only when there is one.
         ends = extent_of(x)
-        (grid, inverse, low), bad = jax.lax.cond(
-            jnp.all(_good(ends[0]) & _good(ends[1])),
-            lambda x, ends: (grid_of(ends), jnp.int32(0)),
-            repair,
-            x,
-            ends,
+        clean = jnp.all(_good(ends[0]) & _good(ends[1]))
+        ends, bad = jax.lax.cond(
+            clean, lambda x, ends: (ends, jnp.int32(0)), repair, x, ends
         )
+        grid = fit(ends, levels, affine=affine, power_of_two=power_of_two)
+        step, low = values(grid)
+        inverse = 1 / step
         place = layout.split(_clean(x)).astype(jnp.float32)
         if valid is not None:  # padding may hold anything, and none of it crosses
             place = jnp.where(valid, place, 0.0)
-        place = (place - low if affine else place) * inverse
+        place = (place if low is None else place - low) * inverse
         if rounding == "nearest":
             place = jnp.round(place)
         else:
-            if ctx.key is None:
+            key = fold(ctx.key, "quantize", index)
+            if key is None:
                 raise ValueError("stochastic rounding needs a key: Context(key=...)")
             whole = jnp.floor(place)
-            noise = uniform(fold(ctx.key, "quantize", index), place.shape)
+            noise = uniform(key, place.shape)
             place = whole + (noise < place - whole).astype(jnp.float32)
         lowest = 0 if affine else -levels
         place = jnp.clip(place, lowest, levels) - lowest
@@ -158,19 +154,20 @@ def quantize(
         codes = layout.merge(place.astype(jnp.int32).astype(jnp.uint8))
         codes = pack_bits(codes.reshape(layout.packing(bits)), bits)
         step, low = (layout.send(a, used) for a in grid)
-        codes = codes.reshape(-1) if used is None else first_rows(codes, used)
+        if used is not None:
+            codes = first_rows(codes, used)
         return Quantized(codes, step, low, x.shape, x.dtype.name), bad
 
     def decode(node):
         used = node.codes.used if is_sized(node.codes) else None
         layout = Layout.of(node.shape, sized=used is not None, **how)
-        rows, width = layout.packing(bits)
+        _, width = layout.packing(bits)
         packed = node.codes if used is None else node.codes.buffer
-        packed = packed.reshape(rows, packed_bytes(width, bits))
         codes = unpack_bits(packed, bits, width)
         codes = layout.split(codes.reshape(node.shape)).astype(jnp.int32)
-        step, low = values(Grid(layout.receive(node.step), layout.receive(node.low)))
-        if affine:
+        low = None if node.low is None else layout.receive(node.low)
+        step, low = values(Grid(layout.receive(node.step), low))
+        if low is not None:
             x = low + codes.astype(jnp.float32) * step
         else:
             x = (codes - levels).astype(jnp.float32) * step

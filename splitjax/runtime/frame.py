@@ -106,8 +106,8 @@ def write(
       (5, [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
     """
     name = kind.encode()
-    if not (kind.isascii() and kind.isprintable() and 0 < len(name) <= 8):
-        raise ValueError(f"kind={kind!r}: one to eight ASCII characters")
+    if not _is_kind(name):
+        raise ValueError(f"kind={kind!r}: one to eight printable ASCII characters")
     try:
         head = HEAD.pack(MAGIC, VERSION, hop, name, run, slot, tick, schema.hash)
     except struct.error as error:
@@ -141,8 +141,8 @@ def peek(data: Any) -> Header:
     if version != VERSION:
         raise WrongVersion(f"version {version}; this end speaks version {VERSION}")
     name = kind.rstrip(b"\0")
-    if not name or not name.isascii() or b"\0" in name:
-        raise NotAFrame(f"kind {kind!r} is not one to eight ASCII characters")
+    if not _is_kind(name):
+        raise NotAFrame(f"kind {kind!r} is not one to eight printable characters")
     return Header(name.decode(), run, slot, tick, hop, schema)
 
 
@@ -222,9 +222,13 @@ def payload_bytes(tree: Tree) -> int:
     return sum(a.row_bytes * (1 if used is None else used) for a, used in leaves)
 
 
+def _is_kind(name: bytes) -> bool:
+    return 0 < len(name) <= 8 and name.isascii() and name.decode().isprintable()
+
+
 def _bytes_of(array: np.ndarray) -> memoryview:
     # A view as bytes first: ml_dtypes' own dtypes have no buffer protocol.
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _array_of(

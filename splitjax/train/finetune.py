@@ -106,7 +106,7 @@ class Finetune(Experiment):
 
         def batches(table):
             encoded = tokenizer.encode(
-                table, max_length=min(self.max_length, config.max_length), towers=towers
+                table, max_length=min(self.max_length, config.longest), towers=towers
             )
             return data.Batches(
                 encoded, self.batch_size, seed=seed, group_by_length=True

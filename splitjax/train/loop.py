@@ -46,7 +46,7 @@ def tick_batch(batch: dict, total: int) -> dict:
 def evaluate(driver: Local, run: RunState, parts: Parts, name: str) -> float:
     """The score of a data split, through the cut."""
     predicted, wanted = [], []
-    for batch in parts.evals[name].epoch(0, shuffle=False):
+    for [batch] in parts.evals[name].epoch(0, shuffle=False):
         out = np.asarray(driver.predict(run, inputs(batch)))
         predicted.append(out[: batch["n_valid"]])
         wanted.append(np.asarray(batch["y"])[: batch["n_valid"]])
@@ -87,8 +87,7 @@ def train(
     meter = Meter()
     key = jax.random.fold_in(jax.random.key(seed), 1)
     driver = Local(parts.algorithm, key, meter=meter, jit=not experiment.debug)
-    example = next(iter(parts.train.epoch(0, micro=experiment.micro)))
-    first = example[0] if isinstance(example, (list, tuple)) else example
+    first, *_ = next(iter(parts.train.epoch(0, micro=experiment.micro)))
     run = driver.start(parts.params, parts.state, inputs(first))
     facts: dict[str, Any] = {"tokens": 0, "seconds": 0.0, "before": {}, "scores": []}
     if checkpoints.latest() is not None:
@@ -119,8 +118,6 @@ def train(
     while run.step < steps:
         epoch, done = divmod(run.step, per_epoch)
         for batches in parts.train.epoch(epoch, micro=experiment.micro, skip=done):
-            if not isinstance(batches, (list, tuple)):
-                batches = [batches]
             total = sum(int(batch["n_valid"]) for batch in batches)
             facts["tokens"] += sum(int(np.sum(batch["mask"])) for batch in batches)
             ticks = [tick_batch(batch, total) for batch in batches]

@@ -176,6 +176,8 @@ CASES = {
     "magic": (b"x" + DATA[1:], frame.NotAFrame),
     "version": (with_byte(4, 2), frame.WrongVersion),
     "kind": (with_byte(8, 0), frame.NotAFrame),
+    "unprintable kind": (with_byte(8, 7), frame.NotAFrame),
+    "kind that is no ASCII": (with_byte(8, 200), frame.NotAFrame),
     "schema": (with_byte(frame.HEAD.size - 1, DATA[43] ^ 1), WrongSchema),
     "fewer rows": (with_byte(frame.HEAD.size, 3), frame.TooLarge),
     "more rows": (with_byte(frame.HEAD.size, 5), frame.Truncated),

@@ -1,0 +1,1 @@
+"""Programs to launch: `python -m experiments.NAME --config=configs/NAME.py`."""

@@ -1,0 +1,13 @@
+"""Data: pinned archives, tables, tokens, batches."""
+
+from splitjax.data.archive import ArchiveError as ArchiveError
+from splitjax.data.archive import cached as cached
+from splitjax.data.archive import folder as folder
+from splitjax.data.batches import Batches as Batches
+from splitjax.data.benchmarks import load as load
+from splitjax.data.files import read_file as read_file
+from splitjax.data.table import DataError as DataError
+from splitjax.data.table import Table as Table
+from splitjax.data.tokenize import Encoded as Encoded
+from splitjax.data.tokenize import SequenceTooLong as SequenceTooLong
+from splitjax.data.tokenize import Tokenizer as Tokenizer

@@ -1,0 +1,147 @@
+"""Batches of static shapes, in an order that is a pure function of its numbers."""
+
+import bisect
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from splitjax.data.tokenize import Encoded
+
+BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+
+class Batches:
+    """Batches of an encoded table.
+
+    A batch is a dict: `ids` (R, T) int32, `mask` (R, T) bool (padding is on the right),
+    `types` (R, T) int32 for two texts in one sequence, `y` (B,) labels, `index` (B,)
+    int32 rows of the table, `n_valid` int. R is B, or 2B for two towers, one after the
+    other. T is the least bucket that the batch fits in. A short batch is filled up with
+    rows without tokens.
+
+    Args:
+      encoded: the table in tokens.
+      batch_size: examples in one optimizer step.
+      seed: of the order.
+      buckets: lengths that T may have; each is a compiled program.
+      group_by_length: put texts of like length together (sorted inside of windows of 50
+        random batches, which are then shuffled): less padding is computed.
+
+    Raises:
+      ValueError: for a batch size below 1.
+
+    Example:
+      >>> one = [np.arange(n, dtype=np.int32) for n in (3, 9, 2)]
+      >>> encoded = Encoded((one,), None, np.zeros(3, np.int32), 16)
+      >>> [[batch]] = Batches(encoded, 4).epoch(0, shuffle=False)
+      >>> batch["ids"].shape, batch["n_valid"], batch["mask"].sum(1).tolist()
+      ((4, 16), 3, [3, 9, 2, 0])
+    """
+
+    def __init__(
+        self,
+        encoded: Encoded,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        buckets: Sequence[int] = BUCKETS,
+        group_by_length: bool = False,
+    ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: it must be 1 or more")
+        self.encoded = encoded
+        self.batch_size = batch_size
+        self.seed = seed
+        self.group_by_length = group_by_length
+        self._lengths = encoded.lengths()
+        longest = encoded.max_length
+        self._buckets = [b for b in sorted(buckets) if b < longest] + [longest]
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self.encoded)
+
+    def steps_per_epoch(self, slots: int = 1) -> int:
+        """Optimizer steps of one pass over a slot's examples (the first slot's)."""
+        return -(-len(range(0, len(self), slots)) // self.batch_size)
+
+    def order(
+        self, epoch: int, *, slot: int = 0, slots: int = 1, shuffle: bool = True
+    ) -> list[np.ndarray]:
+        """The rows of each step: a pure function of (seed, slot, epoch)."""
+        rows = np.arange(len(self))
+        size = self.batch_size
+        if slots > 1:
+            # One shuffle for all epochs deals the examples out to the slots.
+            dealt = np.random.default_rng([self.seed, 0]).permutation(len(self))
+            rows = np.sort(dealt[slot::slots])
+        if not shuffle:
+            return [rows[i : i + size] for i in range(0, len(rows), size)]
+        random = np.random.default_rng([self.seed, 1, slot, epoch])
+        rows = random.permutation(rows)
+        if not self.group_by_length:
+            return [rows[i : i + size] for i in range(0, len(rows), size)]
+        groups = []
+        for start in range(0, len(rows), 50 * size):
+            window = rows[start : start + 50 * size]
+            window = window[np.argsort(self._lengths[window], kind="stable")]
+            groups += [window[i : i + size] for i in range(0, len(window), size)]
+        return [groups[i] for i in random.permutation(len(groups))]
+
+    def epoch(
+        self,
+        epoch: int,
+        *,
+        slot: int = 0,
+        slots: int = 1,
+        shuffle: bool = True,
+        micro: int = 1,
+        skip: int = 0,
+    ) -> Iterator[list[dict]]:
+        """The steps of an epoch.
+
+        Args:
+          epoch: its number.
+          slot: which edge's part of the examples.
+          slots: how many edges there are.
+          shuffle: whether the order is random.
+          micro: micro-batches of a step, each of `batch_size / micro` rows.
+          skip: steps to leave out at the start; nothing is built for them.
+
+        Yields:
+          For each step the list of its micro-batches.
+        """
+        size = -(-self.batch_size // micro)
+        for rows in self.order(epoch, slot=slot, slots=slots, shuffle=shuffle)[skip:]:
+            yield [
+                self._batch(rows[i * size : (i + 1) * size], size) for i in range(micro)
+            ]
+
+    def _batch(self, rows: np.ndarray, size: int) -> dict:
+        longest = int(self._lengths[rows].max(initial=1))
+        width = self._buckets[bisect.bisect_left(self._buckets, longest)]
+        towers = len(self.encoded.ids)
+        ids = np.zeros((towers, size, width), np.int32)
+        mask = np.zeros((towers, size, width), bool)
+        types = np.zeros((size, width), np.int32)
+        for place, row in enumerate(rows):
+            for tower, column in enumerate(self.encoded.ids):
+                length = len(column[row])
+                ids[tower, place, :length] = column[row]
+                mask[tower, place, :length] = True
+            if self.encoded.types is not None:
+                types[place, : len(self.encoded.types[row])] = self.encoded.types[row]
+        label = np.zeros(size, self.encoded.label.dtype)
+        index = np.full(size, -1, np.int32)
+        label[: len(rows)] = self.encoded.label[rows]
+        index[: len(rows)] = rows
+        batch = {
+            "ids": ids.reshape(-1, width),
+            "mask": mask.reshape(-1, width),
+            "y": label,
+            "index": index,
+            "n_valid": len(rows),
+        }
+        if self.encoded.types is not None:
+            batch["types"] = types
+        return batch

