@@ -1,14 +1,12 @@
 """Split learning with any number of cuts: plain, U-shaped, and un-split."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import optax
 
+from splitjax.algorithms.party import Party, lanes, predict
 from splitjax.core.algorithm import Algorithm, Hop, add_metrics
-from splitjax.core.codec import Context
-from splitjax.core.split import BACKWARD, FORWARD, Split, gradient_of
+from splitjax.core.split import BACKWARD, FORWARD, Split
 from splitjax.optim.clip import square_norm
 
 
@@ -77,7 +75,7 @@ def split_learning(
         )
     if micro < 1:
         raise ValueError(f"micro must be 1 or more: {micro}")
-    party = _Party(split, micro)
+    party = Party(split, micro)
     turns = 2 * (count - 1) - split.frozen
     txs = {
         "edge": optax.with_extra_args_support(edge_tx),
@@ -169,7 +167,7 @@ def split_learning(
         def one(mine, live, up, at):
             return run("cloud", visit, mine, live, {}, up, at)
 
-        return _lanes(one)
+        return lanes(one)
 
     def last(mine, live, batch, down, at):
         if sync and at.apply:
@@ -191,144 +189,11 @@ def split_learning(
     pairs = tuple(
         Hop(edge_hop(2 * k), cloud_hop(2 * k + 1)) for k in range((turns + 1) // 2)
     )
-    norm_hop = (Hop(norm_edge, _lanes(norm_cloud)),) if sync else ()
+    norm_hop = (Hop(norm_edge, lanes(norm_cloud)),) if sync else ()
     return Algorithm(
         init=init,
         hops=lambda apply: pairs + (norm_hop if apply else ()),
         last=last if turns % 2 == 0 else None,
-        predict=_predict(split, party),
+        predict=predict(party),
         merge=merge,
     )
-
-
-def _lanes(one: Callable) -> Callable:
-    """Runs each lane by itself: here no slot sees another."""
-
-    def cloud(shared, slots, live, ups, ats):
-        done = [one(*lane) for lane in zip(slots, live, ups, ats, strict=True)]
-        changes, live, downs, metrics = zip(*done, strict=True)
-        return shared, changes, live, downs, metrics[0]
-
-    return cloud
-
-
-class _Party:
-    """What an owner does at a visit; the same code for both."""
-
-    def __init__(self, split: Split, micro: int):
-        self.split, self.micro = split, micro
-        self.label_up = split.cut.owners[-1] == "cloud"
-
-    def trained(self, params: dict) -> dict:
-        return {k: v for k, v in params.items() if int(k) >= self.split.frozen}
-
-    def links(self, mine: dict) -> tuple:
-        """The smooth parts, where `Split` looks for them."""
-        numbers = range(len(self.split) - 1)
-        return tuple({"smooth": mine[f"link/{i}/smooth"]} for i in numbers)
-
-    def visit(self, visit, mine, live, batch, message, at, train=True):
-        """Goes through one segment, forward or back (at the turn, both)."""
-        turn = len(self.split) - 1
-        index = visit if visit <= turn else 2 * turn - visit
-        changes: dict = {}
-        metrics: dict = {}
-        if visit <= turn:
-            live = dict(live)
-            batch = {**batch, **(message or {})}
-            live.setdefault("weight", batch.get("weight"))
-            out = self._forward(index, mine, live, batch, at, train, changes, metrics)
-            if visit < turn or not train:
-                return changes, live, out, metrics
-            gradient = None
-        else:
-            name = f"link/{index}/{BACKWARD}"
-            gradient, changes[name] = self.split.inlet(
-                index, BACKWARD, message["g"], mine[name]
-            )
-        weight = live["weight"] if self.micro > 1 else 1.0
-        own = mine["params"][str(index)]
-        kept = live[f"residuals/{index}"]
-        grads, gradient = self.split.pull(index, own, kept, gradient, weight)
-        out = self._backward(index, mine, live, gradient, at, changes)
-        grads = {**live.get("grads", {}), str(index): grads}
-        live = {k: v for k, v in live.items() if not k.endswith(f"/{index}")}
-        return changes, {**live, "grads": grads}, out, metrics
-
-    def _forward(self, index, mine, live, batch, at, train, changes, metrics):
-        m = batch["x"] if index == 0 else None
-        if index > 0:
-            name = f"link/{index - 1}/{FORWARD}"
-            m, changes[name] = self.split.inlet(
-                index - 1, FORWARD, batch["m"], mine[name]
-            )
-        made = self.split.forward(
-            index,
-            mine["params"][str(index)],
-            mine[f"state/{index}"],
-            m,
-            links=self.links(mine),
-            key=at.tick_key() if train else None,
-            train=train,
-            target=batch.get("target"),
-        )
-        live[f"residuals/{index}"] = made.residuals
-        if index > 0:
-            # Only what `gradient_of` reads of it: the counts of Sized leaves.
-            live[f"arrived/{index}"] = m
-        changes[f"state/{index}"] = made.state
-        share = live["weight"] if train and self.micro > 1 else 1.0
-        metrics |= {**made.metrics, "loss": made.loss * share}
-        if index == len(self.split) - 1:
-            return {"out": made.out}
-        name = f"link/{index}/{FORWARD}"
-        ctx = Context(at.tick_key(), None, train, at.tick)
-        message, changes[name] = self.split.outlet(
-            index, FORWARD, made.out, mine[name], ctx
-        )
-        out = {"m": message}
-        if train and index == 0 and self.micro > 1:
-            out["weight"] = batch["weight"]
-        if train and index == len(self.split) - 2 and self.label_up:
-            out["target"] = batch["target"]
-        return out
-
-    def _backward(self, index, mine, live, gradient, at, changes):
-        if index <= self.split.frozen:
-            return None
-        name = f"link/{index - 1}/{BACKWARD}"
-        ctx = Context(at.tick_key(), None, True, at.tick)
-        g = gradient_of(gradient, live[f"arrived/{index}"])
-        message, changes[name] = self.split.outlet(
-            index - 1, BACKWARD, g, mine[name], ctx
-        )
-        return {"g": message}
-
-
-def _predict(split: Split, party: _Party) -> tuple[tuple[Hop, ...], Callable]:
-    """The forward visits; an output that the cloud made is sent down."""
-
-    def forward(visit, mine, live, batch, message, at):
-        _, _, out, metrics = party.visit(
-            visit, mine, {}, batch, message, at, train=False
-        )
-        return {}, {}, out, metrics
-
-    def edge_hop(visit):
-        def edge(mine, live, batch, down, at):
-            return forward(visit, mine, live, batch, down, at)[:3]
-
-        return edge
-
-    def cloud_hop(visit):
-        return _lanes(lambda mine, live, up, at: forward(visit, mine, live, {}, up, at))
-
-    def last(mine, live, batch, down, at):
-        if len(split) % 2 == 0:
-            return {}, down
-        return {}, forward(len(split) - 1, mine, live, batch, down, at)[2]
-
-    hops = tuple(
-        Hop(edge_hop(2 * k), cloud_hop(2 * k + 1)) for k in range(len(split) // 2)
-    )
-    return hops, last

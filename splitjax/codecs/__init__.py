@@ -8,8 +8,8 @@ from splitjax.codecs.ragged import ragged as ragged
 from splitjax.core.codec import Codec as Codec
 from splitjax.core.codec import Context as Context
 from splitjax.core.codec import Link as Link
-from splitjax.core.codec import Sized as Sized
 from splitjax.core.codec import chain as chain
-from splitjax.core.codec import on_tree as on_tree
 from splitjax.core.codec import state_bytes as state_bytes
 from splitjax.core.codec import wire_bytes as wire_bytes
+from splitjax.core.lift import on_tree as on_tree
+from splitjax.core.message import Sized as Sized

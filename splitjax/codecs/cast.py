@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from splitjax.core.codec import Codec, Sized, is_sized, on_leaves
+from splitjax.core.codec import Codec
+from splitjax.core.lift import on_leaves
+from splitjax.core.message import Sized, is_sized
 from splitjax.core.tree import nearest
 
 FORMATS = {

@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from splitjax.core.codec import Sized, is_sized
+from splitjax.core.message import Sized, is_sized
 
 
 @dataclasses.dataclass(frozen=True)

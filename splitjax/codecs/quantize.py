@@ -10,8 +10,10 @@ from splitjax.codecs.grid import HUGE, Grid, extent, fit, values
 from splitjax.codecs.layout import Layout, first_rows
 from splitjax.codecs.noise import uniform
 from splitjax.codecs.pack import pack_bits, unpack_bits
-from splitjax.core.codec import Codec, is_sized, on_leaves
+from splitjax.core.codec import Codec
 from splitjax.core.keys import fold
+from splitjax.core.lift import on_leaves
+from splitjax.core.message import is_sized
 from splitjax.core.tree import Tree, nearest, path_name
 
 AXES, MODES = ("token", "channel", "group"), ("affine", "symmetric")

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from splitjax.core.codec import Codec, Sized, is_sized
+from splitjax.core.codec import Codec
+from splitjax.core.message import Sized, is_sized
 from splitjax.core.tree import Tree, is_float
 
 MAX_TOKENS = 2**16 - 1  # a length is a uint16

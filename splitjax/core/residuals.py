@@ -1,7 +1,7 @@
 """What a vjp keeps from the forward to the backward pass, without the parameters."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -22,6 +22,25 @@ class Residuals:
     leaves: tuple
     treedef: Any = dataclasses.field(metadata={"static": True})
     places: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+
+class Visit(NamedTuple):
+    """What a segment's forward pass gives.
+
+    Attributes:
+      out: the smooth message for the next segment; the model's output at the last.
+      loss: scalar, at the last segment the loss and everywhere the local ones, so that
+        their sum over segments is the loss of the run. Not weighted.
+      residuals: for `Split.pull`.
+      state: the segment's new state.
+      metrics: of the loss, and the stages' `aux`.
+    """
+
+    out: Tree
+    loss: jax.Array
+    residuals: Residuals
+    state: Tree
+    metrics: dict
 
 
 def strip(pull: Any, params: Tree) -> Residuals:

@@ -2,38 +2,20 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from splitjax.core.codec import Codec, Context, Link, Sized, is_sized, split_smooth
+from splitjax.core.codec import Codec, Context, Link, message_spec, split_smooth
 from splitjax.core.cut import Cut
 from splitjax.core.keys import fold
-from splitjax.core.residuals import Residuals, restore, strip
+from splitjax.core.message import gradient_of, mask_of
+from splitjax.core.residuals import Residuals, Visit, restore, strip
 from splitjax.core.tree import Tree, combine, split_floats
 
 Loss = Callable[[Tree, Tree], tuple[jax.Array, dict]]
 FORWARD, BACKWARD = "forward", "backward"
-
-
-class Visit(NamedTuple):
-    """What a segment's forward pass gives.
-
-    Attributes:
-      out: the smooth message for the next segment; the model's output at the last.
-      loss: scalar, at the last segment the loss and everywhere the local ones, so that
-        their sum over segments is the loss of the run. Not weighted.
-      residuals: for `Split.pull`.
-      state: the segment's new state.
-      metrics: of the loss, and the stages' `aux`.
-    """
-
-    out: Tree
-    loss: jax.Array
-    residuals: Residuals
-    state: Tree
-    metrics: dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,12 +101,7 @@ class Split:
 
             spec = jax.eval_shape(arrive, params[number], state[number], x)
             constant = smooth.init(spec)
-            x = jax.eval_shape(
-                lambda y, smooth=smooth, constant=constant: smooth.encode(
-                    y, constant, Context()
-                )[0],
-                spec,
-            )
+            x = message_spec(smooth, spec)
             gradient = gradient_of(split_floats(x)[0], x)
             made = {"smooth": constant}
             for direction, spec in ((FORWARD, x), (BACKWARD, gradient)):
@@ -179,7 +156,7 @@ class Split:
                     loss, metrics = loss + value, {**aux, **own}
                 return loss, ((), y, loss, new_state, metrics)
             smooth, _ = split_smooth(self.links[index].forward)
-            ctx = Context(fold(key, f"link_{index}"), _mask_of(y), train)
+            ctx = Context(fold(key, f"link_{index}"), mask_of(y), train)
             out, _ = smooth.encode(y, links[index]["smooth"], ctx)
             out, others = split_floats(out)
             return (out, loss), (others, (), loss, new_state, metrics)
@@ -318,33 +295,3 @@ class Split:
             "out": visits[-1].out,
         }
         return (loss, extra), tuple(grads)
-
-
-def gradient_of(gradient: Tree, m: Tree) -> Tree:
-    """The gradient of a message as its backward codec takes it.
-
-    Floats hold the gradient, integer leaves None; a `Sized` leaf keeps its count, which
-    both ends know from the message.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> m = {"h": Sized(jnp.ones(2), jnp.int32(1)), "ids": jnp.arange(2)}
-      >>> g = gradient_of({"h": Sized(jnp.zeros(2), None), "ids": None}, m)
-      >>> g["ids"] is None, int(g["h"].used)
-      (True, 1)
-    """
-
-    def stop(node):
-        return node is None or is_sized(node)
-
-    nodes, treedef = jax.tree.flatten(gradient, is_leaf=stop)
-    sent = jax.tree.leaves(m, is_leaf=stop)
-    counted = [
-        Sized(node.buffer, leaf.used) if is_sized(leaf) else node
-        for node, leaf in zip(nodes, sent, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, counted)
-
-
-def _mask_of(y: Tree) -> jax.Array | None:
-    return y.get("mask") if isinstance(y, dict) else None

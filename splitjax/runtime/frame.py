@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from splitjax.core.codec import Sized
+from splitjax.core.message import Sized
 from splitjax.core.tree import Tree
 from splitjax.runtime.schema import DTYPES, FrameError, Leaf, Schema, WrongSchema
 

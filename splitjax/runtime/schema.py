@@ -10,7 +10,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from splitjax.core.codec import is_sized
+from splitjax.core.message import is_sized
 from splitjax.core.tree import Tree, path_name
 
 DTYPES = {

@@ -11,8 +11,9 @@ import numpy as np
 
 from splitjax import codecs, data
 from splitjax.algorithms.split import split_learning
-from splitjax.core.codec import Codec, Link, chain, tree_bytes
+from splitjax.core.codec import Codec, Link, chain
 from splitjax.core.cut import cut
+from splitjax.core.message import tree_bytes
 from splitjax.core.split import Split
 from splitjax.core.stage import Stage, join
 from splitjax.core.tree import Tree, nearest, spec_of

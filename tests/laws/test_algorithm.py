@@ -44,9 +44,7 @@ def batches(count, rows=8):
 
 def weighted(group):
     total = sum(int(b["target"]["n_valid"]) for b in group)
-    return [
-        {**b, "weight": np.float32(b["target"]["n_valid"] / total)} for b in group
-    ]
+    return [{**b, "weight": np.float32(b["target"]["n_valid"] / total)} for b in group]
 
 
 def build(places, *, link=IDENTITY, micro=1, clip=None, exact=True, frozen=0, **kw):
@@ -86,7 +84,13 @@ def close(a, b, rtol=2e-5):
 
 @pytest.mark.parametrize(
     ("shape", "clip"),
-    [("plain", None), ("plain", 0.5), ("u", 0.5), ("u with a head", None), ("four", 0.5)],
+    [
+        ("plain", None),
+        ("plain", 0.5),
+        ("u", 0.5),
+        ("u with a head", None),
+        ("four", 0.5),
+    ],
 )
 def test_split_training_equals_unsplit_training(shape, clip):
     groups = [[b] for b in batches(3)]
@@ -177,13 +181,15 @@ def test_labels_stay_on_the_edge_in_the_u_shape():
         driver, run = build(places)
         ship = driver._ship
 
-        def spy(tree, kind, direction, hop, at, ship=ship):
+        def spy(tree, kind, direction, hop, at, ship=ship, places=places):
             sent.append((places, direction, tree))
             return ship(tree, kind, direction, hop, at)
 
         driver._ship = spy
         train(driver, run, [[batches(1)[0]]])
-    plain = [set(tree) for places, way, tree in sent if len(places) == 1 and way == "up"]
+    plain = [
+        set(tree) for places, way, tree in sent if len(places) == 1 and way == "up"
+    ]
     ushape = [set(tree) for places, _, tree in sent if len(places) == 2 and tree]
     assert plain == [{"m", "target"}]
     assert set.union(*ushape) == {"m", "g"}
@@ -223,5 +229,3 @@ def test_owners_must_take_turns():
     made = cut(stages, after=("dense_0", "dense_1"), owners=("edge", "cloud", "cloud"))
     with pytest.raises(ValueError, match="in turn"):
         split_learning(Split(made, (IDENTITY,) * 2, loss), optax.sgd(1.0))
-
-

@@ -20,7 +20,8 @@ from splitjax.codecs import (
     state_bytes,
     wire_bytes,
 )
-from splitjax.core.codec import is_sized, message_spec, split_smooth
+from splitjax.core.codec import message_spec, split_smooth
+from splitjax.core.message import is_sized
 from splitjax.core.tree import combine, is_float, spec_of, split_floats
 from splitjax.runtime import frame
 

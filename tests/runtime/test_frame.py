@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitjax.core.codec import Sized
+from splitjax.core.message import Sized
 from splitjax.core.tree import spec_of
 from splitjax.runtime import frame
 from splitjax.runtime.frame import read, write

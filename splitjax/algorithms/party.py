@@ -1,0 +1,141 @@
+"""What the owner of some segments does when a tick visits one of them."""
+
+from collections.abc import Callable
+
+from splitjax.core.algorithm import Hop
+from splitjax.core.codec import Context
+from splitjax.core.message import gradient_of
+from splitjax.core.split import BACKWARD, FORWARD, Split
+
+
+class Party:
+    """What an owner does at a visit; the same code for both."""
+
+    def __init__(self, split: Split, micro: int):
+        self.split, self.micro = split, micro
+        self.label_up = split.cut.owners[-1] == "cloud"
+
+    def trained(self, params: dict) -> dict:
+        """Of parameters by segment those that are not frozen."""
+        return {k: v for k, v in params.items() if int(k) >= self.split.frozen}
+
+    def links(self, mine: dict) -> tuple:
+        """The smooth parts, where `Split` looks for them."""
+        numbers = range(len(self.split) - 1)
+        return tuple({"smooth": mine[f"link/{i}/smooth"]} for i in numbers)
+
+    def visit(self, visit, mine, live, batch, message, at, train=True):
+        """Goes through one segment, forward or back (at the turn, both)."""
+        turn = len(self.split) - 1
+        index = visit if visit <= turn else 2 * turn - visit
+        changes: dict = {}
+        metrics: dict = {}
+        if visit <= turn:
+            live = dict(live)
+            batch = {**batch, **(message or {})}
+            live.setdefault("weight", batch.get("weight"))
+            out = self._forward(index, mine, live, batch, at, train, changes, metrics)
+            if visit < turn or not train:
+                return changes, live, out, metrics
+            gradient = None
+        else:
+            name = f"link/{index}/{BACKWARD}"
+            gradient, changes[name] = self.split.inlet(
+                index, BACKWARD, message["g"], mine[name]
+            )
+        weight = live["weight"] if self.micro > 1 else 1.0
+        own = mine["params"][str(index)]
+        kept = live[f"residuals/{index}"]
+        grads, gradient = self.split.pull(index, own, kept, gradient, weight)
+        out = self._backward(index, mine, live, gradient, at, changes)
+        grads = {**live.get("grads", {}), str(index): grads}
+        live = {k: v for k, v in live.items() if not k.endswith(f"/{index}")}
+        return changes, {**live, "grads": grads}, out, metrics
+
+    def _forward(self, index, mine, live, batch, at, train, changes, metrics):
+        m = batch["x"] if index == 0 else None
+        if index > 0:
+            name = f"link/{index - 1}/{FORWARD}"
+            m, changes[name] = self.split.inlet(
+                index - 1, FORWARD, batch["m"], mine[name]
+            )
+        made = self.split.forward(
+            index,
+            mine["params"][str(index)],
+            mine[f"state/{index}"],
+            m,
+            links=self.links(mine),
+            key=at.tick_key() if train else None,
+            train=train,
+            target=batch.get("target"),
+        )
+        live[f"residuals/{index}"] = made.residuals
+        if index > 0:
+            # Only what `gradient_of` reads of it: the counts of Sized leaves.
+            live[f"arrived/{index}"] = m
+        changes[f"state/{index}"] = made.state
+        share = live["weight"] if train and self.micro > 1 else 1.0
+        metrics |= {**made.metrics, "loss": made.loss * share}
+        if index == len(self.split) - 1:
+            return {"out": made.out}
+        name = f"link/{index}/{FORWARD}"
+        ctx = Context(at.tick_key(), None, train, at.tick)
+        message, changes[name] = self.split.outlet(
+            index, FORWARD, made.out, mine[name], ctx
+        )
+        out = {"m": message}
+        if train and index == 0 and self.micro > 1:
+            out["weight"] = batch["weight"]
+        if train and index == len(self.split) - 2 and self.label_up:
+            out["target"] = batch["target"]
+        return out
+
+    def _backward(self, index, mine, live, gradient, at, changes):
+        if index <= self.split.frozen:
+            return None
+        name = f"link/{index - 1}/{BACKWARD}"
+        ctx = Context(at.tick_key(), None, True, at.tick)
+        g = gradient_of(gradient, live[f"arrived/{index}"])
+        message, changes[name] = self.split.outlet(
+            index - 1, BACKWARD, g, mine[name], ctx
+        )
+        return {"g": message}
+
+
+def predict(party: Party) -> tuple[tuple[Hop, ...], Callable]:
+    """The forward visits; an output that the cloud made is sent down."""
+    count = len(party.split)
+
+    def forward(visit, mine, live, batch, message, at):
+        _, _, out, metrics = party.visit(
+            visit, mine, {}, batch, message, at, train=False
+        )
+        return {}, {}, out, metrics
+
+    def edge_hop(visit):
+        def edge(mine, live, batch, down, at):
+            return forward(visit, mine, live, batch, down, at)[:3]
+
+        return edge
+
+    def cloud_hop(visit):
+        return lanes(lambda mine, live, up, at: forward(visit, mine, live, {}, up, at))
+
+    def last(mine, live, batch, down, at):
+        if count % 2 == 0:
+            return {}, down
+        return {}, forward(count - 1, mine, live, batch, down, at)[2]
+
+    hops = tuple(Hop(edge_hop(2 * k), cloud_hop(2 * k + 1)) for k in range(count // 2))
+    return hops, last
+
+
+def lanes(one: Callable) -> Callable:
+    """Runs each lane by itself: here no slot sees another."""
+
+    def cloud(shared, slots, live, ups, ats):
+        done = [one(*lane) for lane in zip(slots, live, ups, ats, strict=True)]
+        changes, live, downs, metrics = zip(*done, strict=True)
+        return shared, changes, live, downs, metrics[0]
+
+    return cloud

@@ -1,0 +1,93 @@
+"""What crosses a link: a pytree, of which some leaves are sent in part."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from splitjax.core.tree import Tree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sized:
+    """An array of which only the first rows are sent.
+
+    Attributes:
+      buffer: an array `[N, ...]`; rows from `used` on are zero.
+      used: int32 scalar. It does not cross the link by itself: the length of the
+        buffer's bytes says it.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> sized = Sized(jnp.zeros((8, 2)), jnp.int32(3))
+      >>> sized.buffer.shape
+      (8, 2)
+    """
+
+    buffer: Any
+    used: Any
+
+
+def is_sized(node: Any) -> bool:
+    """Tells whether a node is a `Sized`.
+
+    Example:
+      >>> is_sized(Sized(None, None))
+      True
+    """
+    return isinstance(node, Sized)
+
+
+def tree_bytes(tree: Tree) -> int:
+    """Bytes of all leaves of a tree of arrays or specs; a `Sized` counts whole.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tree_bytes({"h": jnp.zeros((2, 3)), "s": Sized(jnp.zeros(4), jnp.int32(1))})
+      40
+    """
+
+    def one(node):
+        leaves = jax.tree.leaves(node.buffer if is_sized(node) else node)
+        return sum(math.prod(a.shape) * jnp.dtype(a.dtype).itemsize for a in leaves)
+
+    return sum(one(node) for node in jax.tree.leaves(tree, is_leaf=is_sized))
+
+
+def gradient_of(gradient: Tree, m: Tree) -> Tree:
+    """The gradient of a message as its backward codec takes it.
+
+    Floats hold the gradient, integer leaves None; a `Sized` leaf keeps its count, which
+    both ends know from the message.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> m = {"h": Sized(jnp.ones(2), jnp.int32(1)), "ids": jnp.arange(2)}
+      >>> g = gradient_of({"h": Sized(jnp.zeros(2), None), "ids": None}, m)
+      >>> g["ids"] is None, int(g["h"].used)
+      (True, 1)
+    """
+
+    def stop(node):
+        return node is None or is_sized(node)
+
+    nodes, treedef = jax.tree.flatten(gradient, is_leaf=stop)
+    sent = jax.tree.leaves(m, is_leaf=stop)
+    counted = [
+        Sized(node.buffer, leaf.used) if is_sized(leaf) else node
+        for node, leaf in zip(nodes, sent, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, counted)
+
+
+def mask_of(tree: Tree) -> jax.Array | None:
+    """The entry "mask" of a dict, or None.
+
+    Example:
+      >>> mask_of({"h": 1, "mask": 2}), mask_of(1)
+      (2, None)
+    """
+    return tree.get("mask") if isinstance(tree, dict) else None
