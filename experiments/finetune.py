@@ -2,23 +2,19 @@
 
 import dataclasses
 import json
-import pathlib
 import sys
 
-from absl import app, flags, logging
+from absl import logging
 
-from splitjax.train import report
-from splitjax.train.flags import define
+from splitjax.train import flags, report
 from splitjax.train.loop import train
 
-CONFIG = define("configs/sft_stsb.py")
+LAUNCH = flags.define("configs/sft_stsb.py")
 
 
 def main(_: list[str]) -> None:
     """Runs every mode and seed, one after the other, and reports on them together."""
-    experiment = CONFIG.value
-    name = pathlib.Path(flags.FLAGS["config"].config_filename).stem
-    workdir = pathlib.Path(flags.FLAGS.workdir or f"runs/{name}")
+    experiment, workdir = LAUNCH.experiment, LAUNCH.workdir
     modes = [experiment.mode]
     if experiment.compare and experiment.mode != "unsplit":
         modes.append("unsplit")
@@ -38,4 +34,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    flags.run(main)

@@ -1,5 +1,7 @@
 """Split learning with any number of cuts: plain, U-shaped, and un-split."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -149,7 +151,8 @@ def split_learning(
             updates, opt = txs[owner].update(
                 grads, mine["opt"], params, step=at.step, **extra
             )
-        params = {**mine["params"], **optax.apply_updates(params, updates)}
+        new: Any = optax.apply_updates(params, updates)
+        params = {**mine["params"], **new}
         acc = jax.tree.map(jnp.zeros_like, grads) if micro > 1 else ()
         return {**mine, "params": params, "opt": opt, "acc": acc}
 

@@ -35,7 +35,9 @@ class Cut:
         def rows(stage):
             if not isinstance(stage, Repeat):
                 return tree[stage.name]
-            start = stage.first - whole[stage.name].first
+            stack = whole[stage.name]
+            assert isinstance(stack, Repeat)
+            start = stage.first - stack.first
             part = slice(start, start + stage.count)
             return jax.tree.map(lambda leaf: leaf[part], tree[stage.name])
 

@@ -1,11 +1,20 @@
 """Random keys are folded by name, never drawn from a hidden stream."""
 
 import zlib
+from typing import overload
 
 import jax
 
+Part = str | int | jax.Array
 
-def fold(key: jax.Array | None, *parts: str | int | jax.Array) -> jax.Array | None:
+
+@overload
+def fold(key: None, *parts: Part) -> None: ...
+@overload
+def fold(key: jax.Array, *parts: Part) -> jax.Array: ...
+@overload
+def fold(key: jax.Array | None, *parts: Part) -> jax.Array | None: ...
+def fold(key: jax.Array | None, *parts: Part) -> jax.Array | None:
     """Folds names and numbers into a key, one after the other.
 
     The result depends on the key and the parts alone, so a stage draws the same numbers

@@ -251,15 +251,15 @@ class Split:
           `((loss, {"state", "links", "metrics", "out"}), gradients by segment)`;
           gradients of frozen segments are None.
         """
-        links = list(links)
+        ends = list(links)
         visits, arrived, m = [], [], x
         ctx = Context(key, None, train, tick)
 
         def cross(link, direction, m):
-            ends = links[link][direction]
-            message, tx = self.outlet(link, direction, m, ends["tx"], ctx)
-            m, rx = self.inlet(link, direction, message, ends["rx"])
-            links[link] = {**links[link], direction: {"tx": tx, "rx": rx}}
+            both = ends[link][direction]
+            message, tx = self.outlet(link, direction, m, both["tx"], ctx)
+            m, rx = self.inlet(link, direction, message, both["rx"])
+            ends[link] = {**ends[link], direction: {"tx": tx, "rx": rx}}
             return m
 
         for index in range(len(self)):
@@ -269,7 +269,7 @@ class Split:
                 params[index],
                 state[index],
                 m,
-                links=tuple(links),
+                links=tuple(ends),
                 key=key,
                 train=train,
                 target=target,
@@ -277,7 +277,8 @@ class Split:
             visits.append(visit)
             if index < len(self) - 1:
                 m = cross(index, FORWARD, visit.out)
-        gradient, grads = None, [None] * len(self)
+        gradient: Tree = None
+        grads: list[Tree] = [None] * len(self)
         for index in reversed(range(self.frozen, len(self))):
             grads[index], gradient = self.pull(
                 index, params[index], visits[index].residuals, gradient
@@ -286,11 +287,11 @@ class Split:
                 gradient = cross(
                     index - 1, BACKWARD, gradient_of(gradient, arrived[index])
                 )
-        loss = sum(visit.loss for visit in visits)
+        loss = sum((visit.loss for visit in visits), start=jnp.float32(0))
         metrics = {k: v for visit in visits for k, v in visit.metrics.items()}
         extra: dict[str, Any] = {
             "state": tuple(visit.state for visit in visits),
-            "links": tuple(links),
+            "links": tuple(ends),
             "metrics": metrics,
             "out": visits[-1].out,
         }

@@ -49,7 +49,7 @@ class Stage:
 class Repeat(Stage):
     """Equal blocks, first to first + count - 1 of the whole; see `repeat`."""
 
-    block: Stage | None = None
+    block: Stage = dataclasses.field(kw_only=True)
     first: int = 0
     count: int = 0
 

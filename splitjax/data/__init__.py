@@ -6,6 +6,7 @@ from splitjax.data.archive import folder as folder
 from splitjax.data.batches import Batches as Batches
 from splitjax.data.benchmarks import load as load
 from splitjax.data.files import read_file as read_file
+from splitjax.data.files import read_texts as read_texts
 from splitjax.data.table import DataError as DataError
 from splitjax.data.table import Table as Table
 from splitjax.data.tokenize import Encoded as Encoded

@@ -145,3 +145,13 @@ class Batches:
         if self.encoded.types is not None:
             batch["types"] = types
         return batch
+
+
+def model_inputs(batch: dict) -> dict:
+    """What of a batch a model reads: all but labels and counts.
+
+    Example:
+      >>> model_inputs({"ids": 1, "mask": 2, "y": 3, "index": 4, "n_valid": 5})
+      {'ids': 1, 'mask': 2}
+    """
+    return {k: v for k, v in batch.items() if k not in ("y", "index", "n_valid")}

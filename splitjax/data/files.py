@@ -24,7 +24,8 @@ def read_file(
 
     Args:
       path: a .csv, .tsv or .jsonl file, or a folder with `SPLIT.csv` and so on.
-      split: which file of a folder; the name of the split.
+      split: which file of a folder. Of a single file every tenth row is "dev", the
+        others are "train", and there is no "test".
       text: the column of the texts.
       text_b: the column of the second texts; by default "text_b" where there is one.
       label: the column of the labels.
@@ -32,16 +33,17 @@ def read_file(
         many as the largest tells.
 
     Raises:
-      DataError: for a missing file or column, an unknown ending, no rows, or a label
-        that is no number.
+      DataError: for a missing file, split or column, an unknown ending, no rows, or a
+        label that is no number.
 
     Example:
       >>> import tempfile
       >>> path = pathlib.Path(tempfile.mkdtemp(), "mine.csv")
-      >>> _ = path.write_text("text,label\\ngood,1\\nbad,0\\n")
+      >>> _ = path.write_text("text,label\\nfine,1\\ngood,1\\nbad,0\\n")
       >>> read_file(path).classes
       2
     """
+    alone = not pathlib.Path(path).is_dir()
     path = _file(pathlib.Path(path), split)
     rows = list(_rows(path))
     if not rows:
@@ -58,12 +60,43 @@ def read_file(
         raise DataError(
             f"{path}: a label is no number ({error}); write classes as 0, 1, 2..."
         ) from error
+    if alone and split == "test":
+        raise DataError(f"{path} is one file: its splits are 'train' and 'dev'")
     if classes is None:
         whole = np.isfinite(labels).all() and (labels == np.round(labels)).all()
         classes = int(labels.max()) + 1 if whole and labels.min() >= 0 else 0
     second = [str(row[text_b]) for row in rows] if text_b else None
     first = [str(row[text]) for row in rows]
-    return Table(path.stem, split, first, second, labels, classes)
+    table = Table(path.stem, split, first, second, labels, classes)
+    tenth = np.arange(len(rows)) % 10 == 0
+    return table.pick(tenth if split == "dev" else ~tenth) if alone else table
+
+
+def read_texts(path: str | pathlib.Path) -> tuple[list[str], list[str] | None]:
+    """Reads texts to predict for: one a line, or two with a tab between.
+
+    Raises:
+      DataError: for a missing or empty file, or lines of both kinds.
+
+    Example:
+      >>> import tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp(), "texts.tsv")
+      >>> _ = path.write_text("a cat\\ta dog\\n")
+      >>> read_texts(path)
+      (['a cat'], ['a dog'])
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise DataError(f"there is no file {path}")
+    lines = [line.split("\t") for line in path.read_text("utf-8").splitlines() if line]
+    widths = {len(line) for line in lines}
+    if widths not in ({1}, {2}):
+        raise DataError(
+            f"{path}: expected one text in every line, or two with a tab between; "
+            f"found lines of {sorted(widths)} texts"
+        )
+    second = [line[1] for line in lines] if widths == {2} else None
+    return [line[0] for line in lines], second
 
 
 def _file(path: pathlib.Path, split: str) -> pathlib.Path:

@@ -70,7 +70,14 @@ class Table:
 
     def take(self, count: int) -> "Table":
         """The first rows."""
-        second = None if self.text_b is None else self.text_b[:count]
+        return self.pick(np.arange(len(self)) < count)
+
+    def pick(self, mask: np.ndarray) -> "Table":
+        """The rows of a mask."""
+        rows = np.flatnonzero(mask)
         return dataclasses.replace(
-            self, text_a=self.text_a[:count], text_b=second, label=self.label[:count]
+            self,
+            text_a=[self.text_a[i] for i in rows],
+            text_b=None if self.text_b is None else [self.text_b[i] for i in rows],
+            label=self.label[rows],
         )

@@ -91,17 +91,17 @@ class Tokenizer:
         """
         if towers and table.text_b is None:
             raise DataError(f"{table.name} has no second text: two towers need one")
-        one = towers or table.text_b is None
+        second = table.text_b
         if not truncate:
             self._tokenizer.no_truncation()
         else:
             self._tokenizer.enable_truncation(max_length, strategy="longest_first")
-        texts = (
-            [table.text_a] if one else [zip(table.text_a, table.text_b, strict=True)]
-        )
-        if towers:
-            texts.append(table.text_b)
-        encoded = [self._tokenizer.encode_batch(list(column)) for column in texts]
+        columns: list[list] = [table.text_a]
+        if second is not None and towers:
+            columns.append(second)
+        elif second is not None:
+            columns = [list(zip(table.text_a, second, strict=True))]
+        encoded = [self._tokenizer.encode_batch(column) for column in columns]
         for column in encoded:
             for row, item in enumerate(column):
                 if len(item.ids) > max_length:
@@ -112,6 +112,6 @@ class Tokenizer:
                     )
         ids = tuple([np.array(e.ids, np.int32) for e in column] for column in encoded)
         types = None
-        if not one:
+        if second is not None and not towers:
             types = [np.array(e.type_ids, np.int32) for e in encoded[0]]
         return Encoded(ids, types, table.label, max_length)

@@ -162,9 +162,9 @@ def squeeze_params(
                 f"a code of {width} principal directions needs a mean and a basis "
                 f"({kernel.shape[0]}, {width}); the basis given is {found}"
             )
-        basis, mean = jnp.asarray(basis, kernel.dtype), jnp.asarray(mean, kernel.dtype)
-        project = {"kernel": basis, "mean": mean}
-        rebuild = {"kernel": basis.T, "bias": mean}
+        center = jnp.asarray(mean, kernel.dtype)
+        project = {"kernel": jnp.asarray(basis, kernel.dtype), "mean": center}
+        rebuild = {"kernel": project["kernel"].T, "bias": center}
     rest = {"wo": ffn["wo"], "norm": ffn["norm"]}
     if mode == "pca":
         return {"code": project}, {"decode": rebuild, "wi": ffn["wi"], **rest}

@@ -70,7 +70,7 @@ class Checkpoints:
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
-        orbax.save(folder / "tree", _plain(tree))
+        orbax.save(str(folder / "tree"), _plain(tree))
         part = folder / "facts.part"
         part.write_text(json.dumps(facts))
         part.rename(folder / "facts.json")
@@ -79,26 +79,28 @@ class Checkpoints:
 
     def restore(self, like: Tree, step: int | None = None) -> tuple[Tree, dict]:
         """Loads a tree of the structure, shapes and dtypes of `like`, and the facts."""
-        from orbax.checkpoint import v1 as orbax
-
         step = self.latest() if step is None else step
         if step is None:
             raise CheckpointError(f"no checkpoint in {self.folder}")
         folder = self.folder / "checkpoints" / str(step)
         leaves, treedef = jax.tree.flatten(like)
-        loaded = orbax.load(folder / "tree", _abstract(leaves))
-        return (
-            treedef.unflatten([loaded[str(i)] for i in range(len(leaves))]),
-            json.loads((folder / "facts.json").read_text()),
-        )
+        loaded: Any = _load(str(folder / "tree"), _abstract(leaves))
+        tree = treedef.unflatten([loaded[str(i)] for i in range(len(leaves))])
+        return tree, json.loads((folder / "facts.json").read_text())
 
 
-def _plain(tree: Tree) -> dict:
+def _load(path: str, like: Any) -> Any:
+    from orbax.checkpoint import v1 as orbax
+
+    return orbax.load(path, like)
+
+
+def _plain(tree: Tree) -> Any:
     # By number: codec messages and optax states have nodes that Orbax does not know.
     return {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
 
 
-def _abstract(leaves: list) -> dict:
+def _abstract(leaves: list) -> Any:
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return {
         str(i): jax.ShapeDtypeStruct(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,35 +15,19 @@ from splitjax.core.codec import Codec, Link, chain
 from splitjax.core.cut import cut
 from splitjax.core.message import tree_bytes
 from splitjax.core.split import Split
-from splitjax.core.stage import Stage, join
-from splitjax.core.tree import Tree, nearest, spec_of
-from splitjax.factors.low_rank import squeeze_params
-from splitjax.factors.principal import principal
-from splitjax.metrics import loss, score
-from splitjax.metrics.flops import flops
+from splitjax.core.stage import Stage
+from splitjax.core.tree import Tree, spec_of
+from splitjax.data.batches import model_inputs
+from splitjax.metrics.flops import edge_share
 from splitjax.models import heads, pretrained
 from splitjax.models.bert import bert
 from splitjax.models.bert_config import BertConfig
 from splitjax.models.squeeze import Squeeze
+from splitjax.train.bridge import distilled, fit_squeeze, public_batches
 from splitjax.train.experiment import Experiment, Parts, check, option
+from splitjax.train.task import HEADS, SCORES, TASKS, TOWERS, task
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
-SCORES: dict[str, Callable] = {
-    "spearman": score.spearman,
-    "pearson": score.pearson,
-    "accuracy": score.accuracy,
-    "matthews": score.matthews,
-    "f1": score.f1,
-}
-HEADS = ("cosine", "regression", "classification", "pairs")
-# What a task is scored by where the config does not say, and its data splits.
-TASKS = {
-    "stsb": ("spearman", ("dev", "test")),
-    "cola": ("matthews", ("dev",)),
-    "mrpc": ("accuracy", ("dev",)),
-    "rte": ("accuracy", ("dev",)),
-    "sst2": ("accuracy", ("dev",)),
-}
 
 
 @dataclasses.dataclass
@@ -68,7 +52,11 @@ class Finetune(Experiment):
     skip: int = option(0, "dimensions of the low-rank skip; 0: the skip is removed")
     keep_skip: bool = option(False, "send the whole skip beside the code")
     bridge: str = option("svd", "the code: 'svd' of W, or 'pca' of the block's input")
-    fit_examples: int = option(512, "training texts that principal directions are from")
+    fit_text: tuple[str, ...] = option(
+        ("snli", "rotten_tomatoes"), "public data sets whose texts the code is fit to"
+    )
+    fit_steps: int = option(0, "steps of distillation on public text; 0: none")
+    fit_rate: float = option(5e-4, "the learning rate of distillation")
     after: tuple[str, ...] = option((), "where to cut instead, one place or several")
     label_side: str = option("cloud", "where the labels are: 'cloud' or 'edge'")
     frozen_edge: bool = option(False, "the edge does not learn; no gradient is sent")
@@ -97,52 +85,82 @@ class Finetune(Experiment):
         table = self._table("train")
         if self.limit:
             table = table.take(self.limit)
-        metric, splits = TASKS.get(self.task, ("", ("dev",)))
-        metric = self.metric or metric or ("accuracy" if table.classes else "spearman")
+        about = task(self.task, table.classes)
         folder = self.folder()
         config = pretrained.read_config(folder)
         head = self._head(table)
-        towers = head in ("cosine", "pairs")
-        tokenizer = data.Tokenizer(folder)
-
-        def batches(table):
-            encoded = tokenizer.encode(
-                table, max_length=min(self.max_length, config.longest), towers=towers
-            )
-            return data.Batches(
-                encoded, self.batch_size, seed=seed, group_by_length=True
-            )
-
-        train = batches(table)
-        evals = {name: batches(self._table(name)) for name in splits}
+        train = self.batches(table, head, seed)
+        evals = {
+            name: self.batches(self._table(name, table.classes), head, seed)
+            for name in about.splits
+        }
         first = next(iter(train.epoch(0, micro=self.micro)))[0]
-        x = {k: first[k] for k in ("ids", "mask", "types") if k in first}
-        if not config.types:
-            x.pop("types", None)
-        key = jax.random.key(seed)
-        stages, params, state, setup = self._model(config, head, table, x, train, key)
-        split = self._split(stages, table)
-        setup += tree_bytes(split.cut.partition(params)[0]) if len(split) > 1 else 0
+        x = model_inputs(first)
+        made = self._head_stages(head, table.classes)
+        given = pretrained.load(folder, config)
+        stages = bert(config, made, dtype=DTYPES[self.dtype])
+        if self.squeezes():
+            pairs = table.text_b is not None and head not in TOWERS
+            inputs = public_batches(
+                self.fit_text,
+                data.Tokenizer(folder),
+                pairs=pairs,
+                types=bool(config.types),
+            )
+            stages = self._bert(config, made)
+            given = self._fitted(config, given, inputs)
+        key, spec = jax.random.key(seed), spec_of(x)
+        params, state = pretrained.start(stages, given, key=key, spec=spec)
+        split = self._split(stages, about.loss)
         steps = train.steps_per_epoch() * self.epochs
         tx = self.tx(min(steps, self.steps) if self.steps else steps)
+        exact = self.exact_norm and bool(self.clip)
+        owned = split.cut.partition(params)
         return Parts(
             split=split,
-            algorithm=split_learning(
-                split,
-                tx,
-                micro=self.micro,
-                exact_norm=self.exact_norm and bool(self.clip),
-            ),
-            params=split.cut.partition(params),
+            algorithm=split_learning(split, tx, micro=self.micro, exact_norm=exact),
+            params=owned,
             state=split.cut.partition(state),
             train=train,
             evals=evals,
-            score=SCORES[metric],
-            score_name=metric,
+            score=SCORES[self.metric or about.metric],
+            score_name=self.metric or about.metric,
             baseline_width=config.width if len(split) > 1 else 0,
-            setup_bytes=setup,
-            edge_share=edge_share(split, params, state, x),
+            setup_bytes=tree_bytes(owned[0]) if len(split) > 1 else 0,
+            edge_share=edge_share(split.cut, params, state, x),
         )
+
+    def batches(self, table: data.Table, head: str, seed: int) -> data.Batches:
+        """A table in the model's tokens, in batches."""
+        config = pretrained.read_config(self.folder())
+        encoded = data.Tokenizer(self.folder()).encode(
+            table,
+            max_length=min(self.max_length, config.longest),
+            towers=head in TOWERS,
+        )
+        if not config.types:
+            encoded = dataclasses.replace(encoded, types=None)
+        return data.Batches(encoded, self.batch_size, seed=seed, group_by_length=True)
+
+    def texts(self, path: str) -> tuple[list, data.Batches]:
+        """Texts of the user's to predict for, and their batches.
+
+        Raises:
+          DataError: for a bad file, or texts of another kind than the task's.
+        """
+        first, second = data.read_texts(path)
+        like = self._table("train")
+        if (second is None) != (like.text_b is None):
+            count = 1 if like.text_b is None else 2
+            raise data.DataError(f"{path}: {self.task} reads {count} texts in a line")
+        labels = np.zeros(len(first), np.int32)
+        table = data.Table(path, "predict", first, second, labels, like.classes)
+        found = first if second is None else list(zip(first, second, strict=True))
+        return found, self.batches(table, self._head(like), 0)
+
+    def squeezes(self) -> bool:
+        """Whether this run parts a feed-forward block."""
+        return self.mode == "split" and self.squeeze and not self.after
 
     def folder(self) -> pathlib.Path:
         """The model's folder; a pinned one is fetched where it is missing."""
@@ -165,8 +183,10 @@ class Finetune(Experiment):
             return codecs.cast("bf16")
         return codecs.quantize(bits, axis=self.grid, rounding=rounding)
 
-    def _table(self, split: str) -> Any:
-        return data.load(self.task, split, data_dir=self.data_dir or None)
+    def _table(self, split: str, classes: int | None = None) -> data.Table:
+        given = self.task not in TASKS and not self.task.startswith("tfds:")
+        more: dict = {"classes": classes} if given else {}
+        return data.load(self.task, split, data_dir=self.data_dir or None, **more)
 
     def _head(self, table: Any) -> str:
         if self.head:
@@ -175,51 +195,44 @@ class Finetune(Experiment):
             return "classification"
         return "cosine" if table.text_b is not None else "regression"
 
-    def _stages(self, config: BertConfig, head: str, classes: int, squeeze) -> tuple:
-        made = {
+    def _head_stages(self, head: str, classes: int) -> tuple[Stage, ...]:
+        return {
             "cosine": heads.pair_cosine,
             "regression": lambda: heads.regression(pool=self.pool),
             "classification": lambda: heads.classification(classes, pool=self.pool),
             "pairs": lambda: heads.pairs(classes),
         }[head]()
-        return bert(config, made, squeeze=squeeze, dtype=DTYPES[self.dtype])
 
-    def _model(self, config, head, table, x, train, key):
-        """Stages, parameters, state, and the bytes that fitting them sends."""
-        spec = spec_of(x)
-        given = pretrained.load(self.folder(), config)
-        plain = self._stages(config, head, table.classes, None)
-        if self.mode == "unsplit" or self.after or not self.squeeze:
-            return plain, *pretrained.start(plain, given, key=key, spec=spec), 0
+    def _bert(self, config: BertConfig, head: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        skip = "keep" if self.keep_skip else self.skip or None
+        squeeze = {self.layer: Squeeze(self.rank, skip=skip, mode=self.bridge)}
+        return bert(config, head, squeeze=squeeze, dtype=DTYPES[self.dtype])
+
+    def _fitted(self, config: BertConfig, given: Tree, inputs: Iterator[Tree]) -> Tree:
+        """Pretrained parameters of the squeezed model."""
+        plain = bert(config, (), dtype=DTYPES[self.dtype])
+        x = next(inputs)
+        whole = pretrained.start(plain, given, key=jax.random.key(0), spec=spec_of(x))
         skip = "keep" if self.keep_skip else self.skip or None
         squeeze = Squeeze(self.rank, skip=skip, mode=self.bridge)
-        stages = self._stages(config, head, table.classes, {self.layer: squeeze})
-        block = f"layer_{self.layer}/ffn"
-        width = self.rank if self.bridge == "pca" else self.skip
-        mean = basis = None
-        if width:
-            params, state = pretrained.start(plain, given, key=key, spec=spec)
-            rows = activations(
-                plain, params, state, block, train, self.fit_examples, x.keys()
-            )
-            mean, basis, _ = principal(rows, width)
-        sent = 0 if basis is None else 4 * (basis.size + mean.size)
-        edge, cloud = squeeze_params(
-            given.pop(block),
-            self.rank,
-            skip=skip,
-            mode=self.bridge,
-            mean=mean,
-            basis=basis,
+        fitted = fit_squeeze(
+            plain, given, *whole, layer=self.layer, squeeze=squeeze, inputs=inputs
         )
-        given[f"layer_{self.layer}/squeeze"] = edge
-        given[f"layer_{self.layer}/expand"] = cloud
-        return stages, *pretrained.start(stages, given, key=key, spec=spec), sent
+        if not self.fit_steps:
+            return fitted
+        return distilled(
+            plain,
+            self._bert(config, ()),
+            given,
+            fitted,
+            link=self.link(),
+            inputs=inputs,
+            steps=self.fit_steps,
+            learning_rate=self.fit_rate,
+            about={"texts": self.fit_text, "inputs": sorted(x), "dtype": self.dtype},
+        )
 
-    def _split(self, stages: tuple[Stage, ...], table: Any) -> Split:
-        function = loss.cross_entropy if table.classes else loss.squared_error
-        if self.task == "stsb":
-            function = unit_squared_error
+    def _split(self, stages: tuple[Stage, ...], loss: Callable) -> Split:
         places: tuple[str, ...] = ()
         if self.mode == "split":
             places = self.after or (f"layer_{self.layer}/squeeze",)
@@ -231,72 +244,4 @@ class Finetune(Experiment):
             # Logits and their gradients are few: they cross whole.
             links[-1] = Link(chain(), chain())
         frozen = 1 if self.frozen_edge and places else 0
-        return Split(made, tuple(links), function, frozen)
-
-
-def unit_squared_error(y: jax.Array, target: dict) -> tuple[jax.Array, dict]:
-    """The squared error of a similarity from 0 to 1, of labels from 0 to 5.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> target = {"y": jnp.array([5.0]), "n_valid": jnp.int32(1)}
-      >>> float(unit_squared_error(jnp.array([1.0]), target)[0])
-      0.0
-    """
-    return loss.squared_error(y, {**target, "y": target["y"] / 5})
-
-
-def activations(
-    stages: tuple[Stage, ...],
-    params: Tree,
-    state: Tree,
-    before: str,
-    batches: Any,
-    examples: int,
-    names: Any,
-) -> np.ndarray:
-    """Rows (N, D) that enter a stage, of the real tokens of some training texts.
-
-    Raises:
-      ValueError: when no stage has that name; the stages are listed.
-    """
-    known = [stage.name for stage in stages]
-    if before not in known:
-        raise ValueError(f"no stage {before!r}: {nearest(before, known)}")
-    front = join(stages[: known.index(before)])
-    run = jax.jit(lambda p, s, x: front.apply(p, s, x, key=None, train=False)[0]["h"])
-    rows, seen = [], 0
-    for group in batches.epoch(0):
-        for batch in group:
-            x = {name: batch[name] for name in names}
-            h = run(
-                {s.name: params[s.name] for s in front.stages},
-                {s.name: state[s.name] for s in front.stages},
-                x,
-            )
-            rows.append(np.asarray(h, np.float32)[batch["mask"]])
-            seen += int(batch["n_valid"])
-        if seen >= examples:
-            break
-    return np.concatenate(rows)
-
-
-def edge_share(split: Split, params: Tree, state: Tree, x: Tree) -> float:
-    """The edge's part of the floating-point operations of a forward pass."""
-    own, total, spec = 0.0, 0.0, spec_of(x)
-    for segment, owner, p, s in zip(
-        split.cut.segments,
-        split.cut.owners,
-        split.cut.partition(params),
-        split.cut.partition(state),
-        strict=True,
-    ):
-
-        def run(p, s, x, segment=segment):
-            return segment.apply(p, s, x, key=None, train=False)[0]
-
-        count = flops(run, p, s, spec) if segment.stages else 0.0
-        spec = jax.eval_shape(run, p, s, spec)
-        total += count
-        own += count if owner == "edge" else 0.0
-    return own / total if total else 1.0
+        return Split(made, tuple(links), loss, frozen)

@@ -1,17 +1,39 @@
-"""An experiment's options on the command line."""
+"""How a main starts: its experiment from the command line, its folder, its logging."""
 
 import dataclasses
+import pathlib
 import runpy
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from absl import flags
+import jax
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from splitjax.core.tree import nearest
+from splitjax.data.archive import cache
 
 
-def define(default: str) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """What the command line gave, once absl has parsed it; see `define`."""
+
+    holder: Any
+
+    @property
+    def experiment(self) -> Any:
+        """The experiment, with the fields that were set."""
+        return self.holder.value
+
+    @property
+    def workdir(self) -> pathlib.Path:
+        """`--workdir`, or runs/NAME after the config file."""
+        path = config_flags.get_config_filename(flags.FLAGS["config"])
+        return pathlib.Path(flags.FLAGS.workdir or f"runs/{pathlib.Path(path).stem}")
+
+
+def define(default: str) -> Launch:
     """Defines `--config` (a file whose `get_config()` gives an experiment) and fields.
 
     `--config.FIELD=value` sets a field. A field that does not exist ends the program
@@ -19,9 +41,6 @@ def define(default: str) -> Any:
 
     Args:
       default: the config file where none is given.
-
-    Returns:
-      A holder whose `value` is the experiment, after absl has parsed the flags.
 
     Example:
       >>> define.__name__
@@ -32,7 +51,25 @@ def define(default: str) -> Any:
         "workdir", "", "the run's folder; by default runs/NAME after the config file"
     )
     _check_arguments(sys.argv, default)
-    return holder
+    return Launch(holder)
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs a main under absl, with programs compiled before kept in the cache."""
+
+    def quiet(arguments: list[str]) -> None:
+        # Orbax tells of every file it writes, at the level that our own news have.
+        logging.get_absl_logger().addFilter(_ours)
+        jax.config.update("jax_compilation_cache_dir", str(cache() / "xla"))
+        main(arguments)
+
+    app.run(quiet)
+
+
+def _ours(record: Any) -> bool:
+    return record.levelno > logging.converter.STANDARD_INFO or not any(
+        part in record.pathname for part in ("orbax", "jax/_src", "tensorstore")
+    )
 
 
 def _check_arguments(arguments: list[str], default: str) -> None:
@@ -54,7 +91,7 @@ def _check_arguments(arguments: list[str], default: str) -> None:
     fields = dataclasses.fields(load(path))
     names = tuple(field.name for field in fields)
     for name in given:
-        if name not in names:
+        if name.split("[")[0] not in names:
             raise SystemExit(f"--config.{name}: no such option; {nearest(name, names)}")
     if wants_help:
         sys.stdout.write(describe(load(path), path) + "\n")
@@ -64,8 +101,11 @@ def load(path: str) -> Any:
     """The experiment of a config file.
 
     Raises:
-      FileNotFoundError: when there is no such file.
+      SystemExit: when there is no such file; the message lists its neighbors.
     """
+    if not pathlib.Path(path).is_file():
+        there = sorted(str(p) for p in pathlib.Path(path).parent.glob("*.py"))
+        raise SystemExit(f"--config={path}: no such file; {nearest(path, there)}")
     return runpy.run_path(path)["get_config"]()
 
 
@@ -79,8 +119,7 @@ def describe(experiment: Any, path: str = "") -> str:
     """
     lines = [f"Options of {path or type(experiment).__name__}:"]
     for field in dataclasses.fields(experiment):
-        kind = field.type if isinstance(field.type, str) else str(field.type)
-        kind = getattr(field.type, "__name__", kind)
+        kind = getattr(field.type, "__name__", str(field.type))
         value = getattr(experiment, field.name)
         meaning = field.metadata.get("meaning", "")
         lines.append(f"  --config.{field.name:<18} {kind:<8} {value!r:<12} {meaning}")

@@ -1,5 +1,7 @@
 """The training loop: steps, scores, log and checkpoints of one run."""
 
+import dataclasses
+import json
 import logging
 import pathlib
 import time
@@ -9,22 +11,68 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from splitjax.data.batches import model_inputs
 from splitjax.runtime.local import Local, RunState
 from splitjax.runtime.meter import Meter
-from splitjax.storage.checkpoint import Checkpoints
+from splitjax.storage.checkpoint import CheckpointError, Checkpoints
 from splitjax.storage.log import Log
 from splitjax.train.experiment import Experiment, Parts
 from splitjax.train.report import summarize
 
 
-def inputs(batch: dict) -> dict:
-    """What of a batch the model takes.
+@dataclasses.dataclass
+class Run:
+    """One run of an experiment, as its folder has it.
 
-    Example:
-      >>> sorted(inputs({"ids": 1, "mask": 2, "y": 3}))
-      ['ids', 'mask']
+    Attributes:
+      parts: what the experiment built.
+      driver: runs the algorithm.
+      state: of edge and cloud.
+      facts: what a summary needs: steps, tokens, seconds, scores, bytes.
+      checkpoints: in the run's folder.
     """
-    return {k: batch[k] for k in ("ids", "mask", "types", "h") if k in batch}
+
+    parts: Parts
+    driver: Local
+    state: RunState
+    facts: dict[str, Any]
+    checkpoints: Checkpoints
+
+
+def open_run(experiment: Experiment, seed: int, folder: str | pathlib.Path) -> Run:
+    """Builds a run, and brings it to where its last checkpoint left it, if any.
+
+    Raises:
+      ValueError: for options that make no sense, or a folder that holds another run.
+    """
+    experiment.validate()
+    checkpoints = Checkpoints(folder, experiment.identity(seed))
+    parts = experiment.parts(seed)
+    meter = Meter()
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    driver = Local(parts.algorithm, key, meter=meter, jit=not experiment.debug)
+    first, *_ = next(iter(parts.train.epoch(0, micro=experiment.micro)))
+    state = driver.start(parts.params, parts.state, model_inputs(first))
+    facts: dict[str, Any] = {"tokens": 0, "seconds": 0.0, "before": {}, "scores": []}
+    if checkpoints.latest() is not None:
+        tree, facts = checkpoints.restore((state.edge, state.shared, state.slot))
+        state = RunState(*tree, step=facts["step"], tick=facts["tick"])
+        meter.merge(facts["bytes"])
+    return Run(parts, driver, state, facts, checkpoints)
+
+
+def open_trained(experiment: Experiment, seed: int, folder: str | pathlib.Path) -> Run:
+    """A run that has a checkpoint.
+
+    Raises:
+      CheckpointError: when the folder has none.
+    """
+    if not pathlib.Path(folder).is_dir():
+        raise CheckpointError(f"{folder}: no such folder: train first")
+    run = open_run(experiment, seed, folder)
+    if run.checkpoints.latest() is None:
+        raise CheckpointError(f"{folder} holds no checkpoint: train first")
+    return run
 
 
 def tick_batch(batch: dict, total: int) -> dict:
@@ -37,20 +85,26 @@ def tick_batch(batch: dict, total: int) -> dict:
       np.float32(0.25)
     """
     return {
-        "x": inputs(batch),
+        "x": model_inputs(batch),
         "target": {"y": batch["y"], "n_valid": np.int32(batch["n_valid"])},
         "weight": np.float32(batch["n_valid"] / max(total, 1)),
     }
 
 
-def evaluate(driver: Local, run: RunState, parts: Parts, name: str) -> float:
-    """The score of a data split, through the cut."""
+def predict(run: Run, batches: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The model's outputs for some batches, through the cut, and what was wanted."""
     predicted, wanted = [], []
-    for [batch] in parts.evals[name].epoch(0, shuffle=False):
-        out = np.asarray(driver.predict(run, inputs(batch)))
+    for [batch] in batches.epoch(0, shuffle=False):
+        out = np.asarray(run.driver.predict(run.state, model_inputs(batch)))
         predicted.append(out[: batch["n_valid"]])
         wanted.append(np.asarray(batch["y"])[: batch["n_valid"]])
-    return parts.score(np.concatenate(predicted), np.concatenate(wanted))
+    return np.concatenate(predicted), np.concatenate(wanted)
+
+
+def evaluate(run: Run) -> dict[str, float]:
+    """The scores of a run by data split, through the cut."""
+    evals = run.parts.evals
+    return {name: run.parts.score(*predict(run, evals[name])) for name in evals}
 
 
 def train(
@@ -70,76 +124,70 @@ def train(
       progress: whether to show a bar where there is a terminal.
 
     Returns:
-      The summary, as written to `summary.json`.
+      The summary, as written to `summary.json`. A run that has one is not run again.
 
     Raises:
       ValueError: for options that make no sense, or a folder that holds another run.
+      FloatingPointError: when the loss is not finite.
 
     Example: `python -m experiments.finetune --config=configs/sft_stsb.py`.
     """
     experiment.validate()
     folder = pathlib.Path(workdir)
-    checkpoints = Checkpoints(folder, experiment.identity(seed))
-    parts = experiment.parts(seed)
+    Checkpoints(folder, experiment.identity(seed))
+    if (folder / "summary.json").exists():
+        return json.loads((folder / "summary.json").read_text())
+    run = open_run(experiment, seed, folder)
+    parts, driver, facts = run.parts, run.driver, run.facts
+    meter = driver.meter
     per_epoch = parts.train.steps_per_epoch()
     steps = per_epoch * experiment.epochs
     steps = min(steps, experiment.steps) if experiment.steps else steps
-    meter = Meter()
-    key = jax.random.fold_in(jax.random.key(seed), 1)
-    driver = Local(parts.algorithm, key, meter=meter, jit=not experiment.debug)
-    first, *_ = next(iter(parts.train.epoch(0, micro=experiment.micro)))
-    run = driver.start(parts.params, parts.state, inputs(first))
-    facts: dict[str, Any] = {"tokens": 0, "seconds": 0.0, "before": {}, "scores": []}
-    if checkpoints.latest() is not None:
-        tree, facts = checkpoints.restore(run._replace(step=0, tick=0)[:3])
-        run = RunState(*tree, step=facts["step"], tick=facts["tick"])
-        meter.merge(facts["bytes"])
-        logging.info("resumed at step %d of %d", run.step, steps)
+    if run.state.step:
+        logging.info("resumed at step %d of %d", run.state.step, steps)
     else:
-        facts["before"] = {n: evaluate(driver, run, parts, n) for n in parts.evals}
+        facts["before"] = evaluate(run)
         logging.info("before training: %s", facts["before"])
-    log = Log(folder, run.step)
-    bar = tqdm(
-        total=steps, initial=run.step, disable=None if progress else True, leave=False
-    )
+    log = Log(folder, run.state.step)
+    hidden = None if progress else True
+    bar = tqdm(total=steps, initial=run.state.step, disable=hidden, leave=False)
     started = time.monotonic() - facts["seconds"]
 
     def save():
-        facts.update(step=run.step, tick=run.tick, bytes=meter.rows())
+        state = run.state
+        facts.update(step=state.step, tick=state.tick, bytes=meter.rows())
         facts["seconds"] = time.monotonic() - started
-        checkpoints.save(run.step, run[:3], facts)
+        run.checkpoints.save(state.step, (state.edge, state.shared, state.slot), facts)
 
-    def score(epoch):
-        scores = {name: evaluate(driver, run, parts, name) for name in parts.evals}
-        facts["scores"].append({"epoch": epoch, **scores})
-        log.write(run.step, **{f"{name}_score": v for name, v in scores.items()})
-        logging.info("epoch %d: %s", epoch, scores)
-
-    while run.step < steps:
-        epoch, done = divmod(run.step, per_epoch)
+    while run.state.step < steps:
+        epoch, done = divmod(run.state.step, per_epoch)
         for batches in parts.train.epoch(epoch, micro=experiment.micro, skip=done):
             total = sum(int(batch["n_valid"]) for batch in batches)
             facts["tokens"] += sum(int(np.sum(batch["mask"])) for batch in batches)
             ticks = [tick_batch(batch, total) for batch in batches]
-            with _profile(experiment, run.step, folder):
-                run, metrics = driver.step(run, ticks, in_flight=experiment.in_flight)
-            loss = float(metrics["loss"])
+            with _profile(experiment, run.state.step, folder):
+                run.state, metrics = driver.step(
+                    run.state, ticks, in_flight=experiment.in_flight
+                )
+            step, loss = run.state.step, float(metrics["loss"])
             if not np.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss} at step {run.step}")
+                raise FloatingPointError(f"the loss is {loss} at step {step}")
             sent = meter.totals(kind="train")
-            log.write(run.step, **metrics, up=sent["bytes_up"], down=sent["bytes_down"])
+            log.write(step, **metrics, up=sent["bytes_up"], down=sent["bytes_down"])
             bar.update()
             bar.set_postfix(loss=f"{loss:.4f}")
             every = experiment.checkpoint_every
-            if every and run.step % every == 0 and run.step < steps:
+            if every and step % every == 0 and step < steps:
                 save()
-            if run.step >= steps:
+            if step >= steps:
                 break
-        epoch = -(-run.step // per_epoch)
-        if run.step >= steps or (
-            experiment.eval_every and epoch % experiment.eval_every == 0
-        ):
-            score(epoch)
+        epoch, every = -(-run.state.step // per_epoch), experiment.eval_every
+        if run.state.step >= steps or (every and epoch % every == 0):
+            scores = evaluate(run)
+            facts["scores"].append({"epoch": epoch, **scores})
+            named = {f"{name}_score": value for name, value in scores.items()}
+            log.write(run.state.step, **named)
+            logging.info("epoch %d: %s", epoch, scores)
         save()
     bar.close()
     log.close()

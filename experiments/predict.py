@@ -1,0 +1,33 @@
+"""Predicts for texts of the user's, through the cut of a trained run.
+
+Example: python -m experiments.predict --config=configs/sft_stsb.py --texts=pairs.tsv
+"""
+
+import json
+import sys
+
+from absl import flags as absl_flags
+
+from splitjax.train import flags
+from splitjax.train.loop import open_trained, predict
+
+LAUNCH = flags.define("configs/sft_stsb.py")
+TEXTS = absl_flags.DEFINE_string(
+    "texts", None, "a file: one text a line, or two with a tab between", required=True
+)
+
+
+def main(_: list[str]) -> None:
+    """Prints one line of JSON for each text or pair."""
+    experiment = LAUNCH.experiment
+    seed = experiment.seeds[0]
+    folder = LAUNCH.workdir / f"{experiment.mode}_seed_{seed}"
+    run = open_trained(experiment, seed, folder)
+    texts, batches = experiment.texts(TEXTS.value)
+    predicted = predict(run, batches)[0].tolist()
+    for text, value in zip(texts, predicted, strict=True):
+        sys.stdout.write(json.dumps({"text": text, "prediction": value}) + "\n")
+
+
+if __name__ == "__main__":
+    flags.run(main)

@@ -1,0 +1,153 @@
+"""The frontier of a sweep: score against bytes, over places, ranks and bits."""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from splitjax.core.tree import nearest
+from splitjax.train.experiment import Experiment
+from splitjax.train.report import markdown, mean_and_deviation
+
+MOST_POINTS = 24
+
+
+def grid(text: str, experiment: Experiment) -> list[dict[str, Any]]:
+    """The points of one grid: the product of the values of some fields.
+
+    Args:
+      text: "FIELD=VALUE,VALUE FIELD=VALUE"; a value is read as the field's type.
+      experiment: whose fields they are.
+
+    Raises:
+      ValueError: for a field that there is not, or a value of another type.
+
+    Example:
+      >>> grid("epochs=1,2 mode=split", Experiment())
+      [{'epochs': 1, 'mode': 'split'}, {'epochs': 2, 'mode': 'split'}]
+    """
+    names = tuple(field.name for field in dataclasses.fields(experiment))
+    axes = []
+    for item in text.split():
+        name, _, values = item.partition("=")
+        if name not in names:
+            raise ValueError(f"grid field {name!r}: {nearest(name, names)}")
+        now = getattr(experiment, name)
+        axes.append([(name, _value(name, v, now)) for v in values.split(",")])
+    return [dict(point) for point in itertools.product(*axes)]
+
+
+def _value(name: str, text: str, now: Any) -> Any:
+    if isinstance(now, bool):
+        if text not in ("True", "False"):
+            raise ValueError(f"grid: {name}={text!r} must be True or False")
+        return text == "True"
+    if isinstance(now, tuple):
+        return tuple(text.split("+"))
+    try:
+        return type(now)(text)
+    except ValueError as error:
+        kind = type(now).__name__
+        raise ValueError(f"grid: {name}={text!r} is no {kind}") from error
+
+
+def points(grids: Sequence[str], experiment: Experiment) -> list[dict[str, Any]]:
+    """The points of several grids, each once.
+
+    Raises:
+      ValueError: for more than MOST_POINTS of them: a sweep is not a search.
+
+    Example:
+      >>> len(points(["epochs=1,2", "epochs=2,3"], Experiment()))
+      3
+    """
+    found: list[dict[str, Any]] = []
+    for text in grids:
+        found += [point for point in grid(text, experiment) if point not in found]
+    if len(found) > MOST_POINTS:
+        raise ValueError(f"{len(found)} points: at most {MOST_POINTS} in one sweep")
+    return found
+
+
+def name_of(point: dict[str, Any]) -> str:
+    """A point as the name of a folder.
+
+    Example:
+      >>> name_of({"rank": 8, "skip": 0})
+      'rank=8,skip=0'
+    """
+    made = ",".join(f"{name}={value}" for name, value in point.items())
+    return "".join(c for c in made if c.isalnum() or c in "=,._-+")
+
+
+def row(name: str, summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What a frontier says of one point, from the summaries of its seeds."""
+    mean, deviation = mean_and_deviation([s["metric"] for s in summaries])
+    first = summaries[0]
+    return {
+        "name": name,
+        "value": round(mean, 5),
+        "deviation": round(deviation, 5),
+        "unit": first["metric_name"],
+        "each": [s["metric"] for s in summaries],
+        "before": next(iter(first["before"].values())),
+        "ratio": first["ratio"],
+        "bytes_up": first["bytes_up"],
+        "bytes_down": first["bytes_down"],
+        "edge_share": first["edge_share"],
+        "seeds": [s["seed"] for s in summaries],
+        "seconds": round(sum(s["seconds"] for s in summaries), 1),
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as a Markdown table; the first is the un-split run."""
+    base = rows[0]["value"]
+    unit = rows[0]["unit"]
+    head = ("point", unit, "to un-split", "ratio", "edge FLOPs", "before", "seconds")
+    cells = [
+        (
+            r["name"],
+            f"{r['value']:.4f}"
+            + (f" ± {r['deviation']:.4f}" if r["deviation"] else ""),
+            f"{100 * (r['value'] - base):+.2f}",
+            f"{r['ratio']:.1f}x" if r["ratio"] else "-",
+            f"{r['edge_share']:.0%}",
+            f"{r['before']:.4f}",
+            f"{r['seconds']:.0f}",
+        )
+        for r in rows
+    ]
+    return markdown(head, cells)
+
+
+def plot(rows: Sequence[dict[str, Any]], path: pathlib.Path, title: str = "") -> None:
+    """Draws score against ratio, on a logarithmic axis, to a PNG file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(rows[0]["value"], color="gray", ls="--", label="un-split")
+    axes.axvline(96, color="gray", ls=":", label="96x")
+    for r in rows[1:]:
+        if not r["ratio"]:
+            continue
+        axes.errorbar(
+            r["ratio"], r["value"], r["deviation"] or None, fmt="o", capsize=3
+        )
+        axes.annotate(
+            f"{r['name']}\n(edge {r['edge_share']:.0%})",
+            (r["ratio"], r["value"]),
+            textcoords="offset points",
+            xytext=(6, 4),
+            fontsize=7,
+        )
+    axes.set_xscale("log")
+    axes.set(
+        xlabel="fewer bytes than a float32 layer cut, both ways (in frames)",
+        ylabel=rows[0]["unit"],
+        title=title,
+    )
+    axes.legend()
+    figure.savefig(path, dpi=120)
