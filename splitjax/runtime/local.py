@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from splitjax.core.algorithm import Algorithm, At, add_metrics
@@ -58,13 +59,15 @@ class Local:
         self.key = key
         self.meter = meter or Meter()
         self.frames = frames
-        self._jit: Callable[..., Any] = jax.jit if jit else lambda f: f
+        self._jit: Callable[..., Any] = jax.jit if jit else lambda f, **_: f
         self._compiled: dict = {}
         self._schemas: dict = {}
 
     def start(self, params: tuple, state: tuple, x: Tree) -> RunState:
         """The first state, from parameters and state by segment."""
-        return RunState(*self.algorithm.init(params, state, x))
+        made = self.algorithm.init(params, state, x)
+        # Copies, since a step uses up what it is given, and `params` are the caller's.
+        return RunState(*jax.tree.map(jnp.copy, made))
 
     def step(
         self, run: RunState, batches: Sequence[dict], *, in_flight: int = 1
@@ -72,7 +75,7 @@ class Local:
         """One optimizer step over micro-batches.
 
         Args:
-          run: the state before.
+          run: the state before. It is used up: its arrays are given to the new one.
           batches: the step's micro-batches.
           in_flight: how many of them may be under way at once. The numbers do not
             depend on it.
@@ -132,7 +135,11 @@ class Local:
             if number:
                 run, live, up = self._edge(run, number, live, batch, down, at)
             up = self._ship(up, "train", "up", number, at)
-            cloud = self._function(("cloud", number, at.apply), hop.cloud)
+            # A party's last function of a step returns all that it holds.
+            done = at.apply and number == len(self.algorithm.hops(True)) - 1
+            cloud = self._function(
+                ("cloud", number, at.apply), hop.cloud, donate=1 if done else None
+            )
             shared, (changes,), (cloud_live,), (down,), metrics = cloud(
                 run.shared, (run.slot,), (cloud_live,), (up,), (at,)
             )
@@ -141,16 +148,18 @@ class Local:
             down = self._ship(down, "train", "down", number, at)
         last = self.algorithm.last
         if last is not None:
-            last = self._function(("last", at.apply), last)
+            donate = 0 if at.apply else None
+            last = self._function(("last", at.apply), last, donate=donate)
             changes, metrics = last(run.edge, live, batch, down, at)
             run = run._replace(edge={**run.edge, **changes})
         else:
             metrics = live.get("metrics", {})
         return run, add_metrics(total, metrics)
 
-    def _function(self, name, function):
+    def _function(self, name, function, *, donate=None):
         if name not in self._compiled:
-            self._compiled[name] = self._jit(function)
+            numbers = () if donate is None else (donate,)
+            self._compiled[name] = self._jit(function, donate_argnums=numbers)
         return self._compiled[name]
 
     def _ship(self, tree, kind, direction, hop, at):
