@@ -1,0 +1,86 @@
+"""Timing a step, and writing what a benchmark found."""
+
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from splitjax.train.report import markdown, versions
+
+
+def interleaved(
+    steps: dict[str, Callable[[], Any]], *, rounds: int, warm: int = 2
+) -> dict[str, list[float]]:
+    """Times some steps in turn, so that a slow moment of the machine meets all alike.
+
+    Args:
+      steps: by name; what a call returns is waited for.
+      rounds: how often each is timed.
+      warm: calls of each before, to compile and to fill caches.
+
+    Returns:
+      Seconds by name, one for each round.
+
+    Example:
+      >>> times = interleaved({"a": lambda: 1}, rounds=3)
+      >>> len(times["a"])
+      3
+    """
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        for _ in range(warm):
+            jax.block_until_ready(step())
+    for _ in range(rounds):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            jax.block_until_ready(step())
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def rows(
+    times: dict[str, list[float]], reference: str, bounds: dict[str, float]
+) -> list[dict[str, Any]]:
+    """Medians, and their ratios to a reference measured in the same run.
+
+    The ratio is the median over rounds of the ratio within a round.
+
+    Example:
+      >>> rows({"a": [1.0], "b": [2.0]}, "a", {"b": 3.0})[1]["ratio"]
+      2.0
+    """
+    made = []
+    for name, values in times.items():
+        pairs = zip(values, times[reference], strict=True)
+        made.append(
+            {
+                "name": name,
+                "value": statistics.median(values),
+                "unit": "s",
+                "reference": reference,
+                "ratio": statistics.median(a / b for a, b in pairs),
+                "bound": bounds.get(name),
+            }
+        )
+    return made
+
+
+def write(made: Sequence[dict[str, Any]], path: pathlib.Path) -> str:
+    """Writes the rows to a JSON file, and gives them as a Markdown table."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"rows": made, **versions()}, indent=2) + "\n")
+    head = ("name", "ms", "ratio", "bound")
+    cells = [
+        (
+            row["name"],
+            f"{1e3 * row['value']:.1f}",
+            f"{row['ratio']:.3f}",
+            "-" if row["bound"] is None else f"{row['bound']:.2f}",
+        )
+        for row in made
+    ]
+    return markdown(head, cells)
