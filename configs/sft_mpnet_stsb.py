@@ -1,0 +1,24 @@
+"""MPNet on STS-B, cut in layer 5 of 0..11, over 96x fewer bytes.
+
+Paper: SFT (arXiv 2211.16703); the code of the input, its bits and its fit are ours
+Run: python -m experiments.finetune --config=configs/sft_mpnet_stsb.py
+Expect: not measured yet
+Cost: not measured yet
+"""
+
+from splitjax.train.finetune import Finetune
+
+
+def get_config() -> Finetune:
+    """The options of this run."""
+    return Finetune(
+        task="stsb",
+        model="mpnet",
+        epochs=1,
+        layer=5,
+        bridge="pca",
+        rank=32,
+        forward_bits=4,
+        backward_bits=4,
+        fit_steps=200,
+    )

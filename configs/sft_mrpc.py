@@ -1,0 +1,23 @@
+"""MiniLM on MRPC (paraphrase), cut in layer 2 of 0..5, over 96x fewer bytes.
+
+Paper: SFT (arXiv 2211.16703); the code of the input, its bits and its fit are ours
+Run: python -m experiments.finetune --config=configs/sft_mrpc.py
+Expect: not measured yet
+Cost: not measured yet
+"""
+
+from splitjax.train.finetune import Finetune
+
+
+def get_config() -> Finetune:
+    """The options of this run."""
+    return Finetune(
+        task="mrpc",
+        epochs=3,
+        layer=2,
+        bridge="pca",
+        rank=32,
+        forward_bits=4,
+        backward_bits=3,
+        fit_steps=800,
+    )
