@@ -9,9 +9,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS)
 
-DEMO = --config=configs/sft_stsb.py --config.compare=True --config.epochs=1
+DEMO = --config=configs/sft_stsb.py --config.compare=True
 ifdef SMALL
-DEMO += --config.steps=20
+DEMO += --config.steps=20 --config.fit_steps=10
 endif
 
 .PHONY: help install data demo test slow doctest lint format clean

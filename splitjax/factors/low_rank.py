@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from splitjax.core.factor import Factor, register_factor
-from splitjax.core.tree import Tree
+from splitjax.core.factor import Factor, materialize, register_factor
+from splitjax.core.tree import Tree, is_float
 
 
 @register_factor
@@ -46,15 +46,15 @@ def fit(kernel: jax.Array, rank: int) -> LowRank:
     decompose the same kernel may disagree about signs.
 
     Args:
-      kernel: (..., I, J), floating.
+      kernel: (..., I, J), floating; a factor counts as the dense leaf it stands for.
       rank: from 1 to min(I, J).
 
     Returns:
       Factors of the kernel's dtype.
 
     Raises:
-      ValueError: for a rank outside the range, a kernel with NaN or infinity, or one of
-        zeros only, whose factors could not be trained.
+      ValueError: for a rank outside the range, a kernel of integers, with NaN or
+        infinity, or of zeros only, whose factors could not be trained.
 
     Example:
       >>> import jax.numpy as jnp
@@ -65,6 +65,9 @@ def fit(kernel: jax.Array, rank: int) -> LowRank:
     Reference:
       Eckart and Young, The approximation of one matrix by another of lower rank, 1936.
     """
+    kernel = materialize(kernel)
+    if not is_float(kernel):
+        raise ValueError(f"a low-rank fit needs floats; this leaf is {kernel.dtype}")
     dense = np.asarray(kernel.astype(jnp.float32), np.float64)
     if dense.ndim < 2:
         raise ValueError(f"a low-rank fit needs a matrix; this leaf is {dense.shape}")

@@ -117,7 +117,7 @@ class Attention(nn.Module):
 
         def split(name):
             y = dense(c, c.width, name, self.dtype)(h)
-            return y.reshape(b, t, c.heads, -1).swapaxes(1, 2)
+            return y.reshape(b, t, c.heads, c.width // c.heads).swapaxes(1, 2)
 
         q, k, v = split("query"), split("key"), split("value")
         q = q * (c.width // c.heads) ** -0.5
