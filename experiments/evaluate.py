@@ -15,8 +15,11 @@ def main(_: list[str]) -> None:
     for seed in experiment.seeds:
         folder = LAUNCH.workdir / f"{experiment.mode}_seed_{seed}"
         run = open_trained(experiment, seed, folder)
+        meter = run.driver.meter
+        before = meter.totals(kind="predict")  # of the run's own evaluations
         scores = evaluate(run)
-        sent = run.driver.meter.totals(kind="predict")
+        after = meter.totals(kind="predict")
+        sent = {name: after[name] - before[name] for name in after}
         line = {"seed": seed, "step": run.state.step, **scores, **sent}
         sys.stdout.write(json.dumps(line) + "\n")
 

@@ -9,6 +9,7 @@
   not cached, and fails under SPLITJAX_REQUIRE_DATA=1.
 """
 
+import csv
 import ipaddress
 import os
 import pathlib
@@ -94,6 +95,40 @@ def _need_data(name: str) -> pathlib.Path:
 def need_data():
     """The function `need_data(name)`: the folder of an archive, or a skip."""
     return _need_data
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> pathlib.Path:
+    """A folder as Hugging Face has it: a random BERT that knows the words of `toy`."""
+    from splitjax.data.synthetic import write_tokenizer
+    from splitjax.models.bert import bert
+    from splitjax.models.bert_config import BertConfig
+    from splitjax.models.export import save
+    from splitjax.models.pretrained import start
+
+    sizes = dict(vocab=17, width=16, heads=2, layers=2, ffn=32, positions=16)
+    chance = dict(init_std=0.2, dropout=0.0, attention_dropout=0.0)
+    config = BertConfig(**sizes, **chance)
+    kinds = {"ids": jax.numpy.int32, "types": jax.numpy.int32, "mask": bool}
+    spec = {name: jax.ShapeDtypeStruct((2, 8), kind) for name, kind in kinds.items()}
+    params, _ = start(bert(config), {}, key=jax.random.key(0), spec=spec)
+    folder = write_tokenizer(tmp_path_factory.mktemp("tiny") / "model")
+    save(folder, config, params)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_task(tmp_path_factory) -> pathlib.Path:
+    """A folder with train.csv (24 texts, two classes) and dev.csv (10)."""
+    from splitjax.data.synthetic import toy
+
+    folder = tmp_path_factory.mktemp("task")
+    for split, rows in (("train", 24), ("dev", 10)):
+        table = toy(split, rows=rows)
+        with (folder / f"{split}.csv").open("w", newline="") as file:
+            lines = zip(table.text_a, table.label.tolist(), strict=True)
+            csv.writer(file).writerows([("text", "label"), *lines])
+    return folder
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

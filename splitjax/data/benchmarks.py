@@ -114,7 +114,13 @@ def _glue(name: str, split: str, data_dir: str | None) -> Table:
             f"$SPLITJAX_GLUE, or take 'tfds:glue/{name}'"
         )
     rows = _tab(path)[1 if head else 0 :]
-    first, second, labels = zip(*map(read, rows), strict=True)
+    try:
+        first, second, labels = zip(*map(read, rows), strict=True)
+    except (IndexError, ValueError) as error:
+        raise DataError(
+            f"{path} is not a labeled file as GLUE has it ({error}); GLUE keeps the "
+            "labels of its test files to itself: take 'dev'"
+        ) from error
     other = None if second[0] is None else list(second)
     return Table(name, split, list(first), other, np.array(labels), 2)
 

@@ -33,8 +33,8 @@ def read_file(
         many as the largest tells.
 
     Raises:
-      DataError: for a missing file, split or column, an unknown ending, no rows, or a
-        label that is no number.
+      DataError: for a missing file, split or column, an unknown ending, no rows, a row
+        without text, or a label that is no number.
 
     Example:
       >>> import tempfile
@@ -65,6 +65,10 @@ def read_file(
     if classes is None:
         whole = np.isfinite(labels).all() and (labels == np.round(labels)).all()
         classes = int(labels.max()) + 1 if whole and labels.min() >= 0 else 0
+    for name in (text, *([text_b] if text_b else [])):
+        lacking = [i for i, row in enumerate(rows) if row.get(name) is None]
+        if lacking:
+            raise DataError(f"{path}: row {lacking[0]} has no {name!r}")
     second = [str(row[text_b]) for row in rows] if text_b else None
     first = [str(row[text]) for row in rows]
     table = Table(path.stem, split, first, second, labels, classes)
@@ -111,14 +115,19 @@ def _file(path: pathlib.Path, split: str) -> pathlib.Path:
 
 
 def _rows(path: pathlib.Path) -> Iterator[dict]:
-    with path.open(newline="", encoding="utf-8") as file:
+    # "-sig": spreadsheets open a file with a byte order mark.
+    with path.open(newline="", encoding="utf-8-sig") as file:
         if path.suffix == ".jsonl":
             for number, line in enumerate(file, 1):
-                if line.strip():
-                    try:
-                        yield json.loads(line)
-                    except json.JSONDecodeError as error:
-                        raise DataError(f"{path}, line {number}: {error}") from error
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise DataError(f"{path}, line {number}: {error}") from error
+                if not isinstance(row, dict):
+                    raise DataError(f"{path}, line {number}: expected an object")
+                yield row
         else:
             delimiter = "\t" if path.suffix == ".tsv" else ","
             yield from csv.DictReader(file, delimiter=delimiter)

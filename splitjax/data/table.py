@@ -49,20 +49,21 @@ class Table:
             raise DataError(f"{where}: columns of unlike lengths {sorted(lengths)}")
         if not count:
             raise DataError(f"{where} is empty: there is nothing to learn or score")
-        kind = np.int32 if self.classes else np.float32
-        object.__setattr__(self, "label", np.asarray(self.label).astype(kind))
+        label = np.asarray(self.label)
         if self.classes:
-            wrong = np.flatnonzero((self.label < 0) | (self.label >= self.classes))
+            wrong = np.flatnonzero(~np.isin(label, np.arange(self.classes)))
             wanted = f"a class from 0 to {self.classes - 1}"
         else:
-            wrong = np.flatnonzero(~np.isfinite(self.label))
+            wrong = np.flatnonzero(~np.isfinite(label))
             wanted = "a finite number"
         if len(wrong):
             row = int(wrong[0])
             raise DataError(
-                f"{where}: row {row} has the label {self.label[row]}, not {wanted}; "
+                f"{where}: row {row} has the label {label[row]}, not {wanted}; "
                 f"{len(wrong)} rows are so"
             )
+        kind = np.int32 if self.classes else np.float32
+        object.__setattr__(self, "label", label.astype(kind))
 
     def __len__(self) -> int:
         """The number of examples."""

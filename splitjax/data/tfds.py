@@ -52,8 +52,13 @@ def from_tfds(name: str, split: str, *, data_dir: str | None = None) -> Table:
     except Exception as error:
         raise DataError(f"tfds:{name} ({split}): {error}") from error
     columns = source[0].keys()
-    pair = next(((a, b) for a, b in TEXTS if a in columns and (not b or b in columns)))
-    first, second = pair
+    known = [(a, b) for a, b in TEXTS if {a, b or a, "label"} <= set(columns)]
+    if not known:
+        raise DataError(
+            f"tfds:{name} has the columns {sorted(columns)}; known are 'label' with "
+            + ", or ".join(" and ".join(filter(None, pair)) for pair in TEXTS)
+        )
+    first, second = known[0]
     feature = builder.info.features["label"]
 
     def text(value):

@@ -60,7 +60,10 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArg
         total = square_norm(updates) if sq_norm is None else sq_norm
         norm = jnp.sqrt(jnp.asarray(total, jnp.float32))
         scale = jnp.where(norm > max_norm, max_norm / norm, jnp.float32(1))
-        clipped = jax.tree.map(lambda g: g * scale.astype(g.dtype), updates)
-        return clipped, state
+
+        def one(g, kept):  # a tap is no gradient: it passes as it is
+            return g if kept is None else g * scale.astype(g.dtype)
+
+        return jax.tree.map(one, updates, without_taps(updates)), state
 
     return optax.GradientTransformationExtraArgs(lambda params: (), update)

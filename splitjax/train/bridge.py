@@ -159,6 +159,7 @@ def distilled(
     from safetensors.numpy import load_file, save_file
 
     about = {**about, "steps": steps, "learning_rate": learning_rate}
+    about["error"] = "tokens and means"
     about |= {"forward": link.forward.name, "weights": digest(fitted)}
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:20]
     path = cache() / "bridges" / f"{name}.safetensors"

@@ -15,7 +15,10 @@ from splitjax.core.tree import Tree
 
 
 def hidden_error(y: Tree, target: Tree) -> tuple[jax.Array, dict]:
-    """The squared error of hidden states, as a share of the target's own square.
+    """The error of hidden states: of tokens, and of the means over texts.
+
+    Each is a sum of squares, as a share of that of the target. The means are what most
+    heads read; their error is small beside that of the tokens, and would be drowned.
 
     Args:
       y: {"h": (B, T, D)} of the student.
@@ -24,12 +27,18 @@ def hidden_error(y: Tree, target: Tree) -> tuple[jax.Array, dict]:
     Example:
       >>> target = {"h": jnp.ones((1, 2, 3)), "mask": jnp.array([[True, False]])}
       >>> float(hidden_error({"h": jnp.zeros((1, 2, 3))}, target)[0])
-      1.0
+      2.0
     """
     real = target["mask"][..., None].astype(jnp.float32)
-    t = target["h"].astype(jnp.float32)
-    wrong = jnp.square(y["h"].astype(jnp.float32) - t) * real
-    return wrong.sum() / (jnp.square(t) * real).sum(), {}
+    t = target["h"].astype(jnp.float32) * real
+    wrong = y["h"].astype(jnp.float32) * real - t
+    count = jnp.maximum(real.sum(1), 1)
+
+    def share(a, b):
+        return jnp.square(a).sum() / jnp.square(b).sum()
+
+    tokens, means = share(wrong, t), share(wrong.sum(1) / count, t.sum(1) / count)
+    return tokens + means, {"tokens": tokens, "means": means}
 
 
 def distill(
@@ -100,7 +109,8 @@ def distill(
         (loss, extra), grads = split.value_and_grad(
             trained, fixed, links, entered, target, key=None, train=False, tick=number
         )
-        updates, opt = tx.update(grads, opt, trained)
+        with jax.numpy_dtype_promotion("standard"):  # for Optax, as in algorithms.split
+            updates, opt = tx.update(grads, opt, trained)
         return optax.apply_updates(trained, updates), opt, extra["links"], loss
 
     opt, links, losses = tx.init(trained), None, []

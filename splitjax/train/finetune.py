@@ -211,10 +211,15 @@ class Finetune(Experiment):
     def _fitted(self, config: BertConfig, given: Tree, inputs: Iterator[Tree]) -> Tree:
         """Pretrained parameters of the squeezed model."""
         plain = bert(config, (), dtype=DTYPES[self.dtype])
-        x = next(inputs)
-        whole = pretrained.start(plain, given, key=jax.random.key(0), spec=spec_of(x))
         skip = "keep" if self.keep_skip else self.skip or None
         squeeze = Squeeze(self.rank, skip=skip, mode=self.bridge)
+        if not self.fit_steps and self.bridge == "svd" and not isinstance(skip, int):
+            # The weights alone decide: no text is read.
+            return fit_squeeze(
+                plain, given, {}, {}, layer=self.layer, squeeze=squeeze, inputs=inputs
+            )
+        x = next(inputs)
+        whole = pretrained.start(plain, given, key=jax.random.key(0), spec=spec_of(x))
         fitted = fit_squeeze(
             plain, given, *whole, layer=self.layer, squeeze=squeeze, inputs=inputs
         )

@@ -86,6 +86,8 @@ def _check_arguments(arguments: list[str], default: str) -> None:
         if argument.startswith("--config.")
     ]
     wants_help = {"--help", "-h", "-help", "--helpfull"} & set(arguments)
+    if path != default:
+        _there(path)
     if not given and not wants_help:
         return
     fields = dataclasses.fields(load(path))
@@ -101,12 +103,20 @@ def load(path: str) -> Any:
     """The experiment of a config file.
 
     Raises:
-      SystemExit: when there is no such file; the message lists its neighbors.
+      SystemExit: when there is no such file (the message lists its neighbors), or it
+        has no `get_config`.
     """
+    _there(path)
+    found = runpy.run_path(path)
+    if "get_config" not in found:
+        raise SystemExit(f"--config={path}: the file has no function get_config()")
+    return found["get_config"]()
+
+
+def _there(path: str) -> None:
     if not pathlib.Path(path).is_file():
         there = sorted(str(p) for p in pathlib.Path(path).parent.glob("*.py"))
         raise SystemExit(f"--config={path}: no such file; {nearest(path, there)}")
-    return runpy.run_path(path)["get_config"]()
 
 
 def describe(experiment: Any, path: str = "") -> str:

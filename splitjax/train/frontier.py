@@ -17,7 +17,8 @@ def grid(text: str, experiment: Experiment) -> list[dict[str, Any]]:
     """The points of one grid: the product of the values of some fields.
 
     Args:
-      text: "FIELD=VALUE,VALUE FIELD=VALUE"; a value is read as the field's type.
+      text: "FIELD=VALUE,VALUE FIELD=VALUE"; a value is read as the field's type; the
+        parts of a tuple stand with "+" between.
       experiment: whose fields they are.
 
     Raises:
@@ -43,13 +44,17 @@ def _value(name: str, text: str, now: Any) -> Any:
         if text not in ("True", "False"):
             raise ValueError(f"grid: {name}={text!r} must be True or False")
         return text == "True"
+    kind, parts = type(now), [text]
     if isinstance(now, tuple):
-        return tuple(text.split("+"))
+        kind, parts = type(now[0]) if now else str, text.split("+")
     try:
-        return type(now)(text)
+        values = tuple(kind(part) for part in parts)
     except ValueError as error:
-        kind = type(now).__name__
-        raise ValueError(f"grid: {name}={text!r} is no {kind}") from error
+        whole = "tuple of " if isinstance(now, tuple) else ""
+        raise ValueError(
+            f"grid: {name}={text!r} is no {whole}{kind.__name__}"
+        ) from error
+    return values if isinstance(now, tuple) else values[0]
 
 
 def points(grids: Sequence[str], experiment: Experiment) -> list[dict[str, Any]]:
@@ -63,8 +68,9 @@ def points(grids: Sequence[str], experiment: Experiment) -> list[dict[str, Any]]
       3
     """
     found: list[dict[str, Any]] = []
-    for text in grids:
-        found += [point for point in grid(text, experiment) if point not in found]
+    for point in itertools.chain(*(grid(text, experiment) for text in grids)):
+        if point not in found:
+            found.append(point)
     if len(found) > MOST_POINTS:
         raise ValueError(f"{len(found)} points: at most {MOST_POINTS} in one sweep")
     return found

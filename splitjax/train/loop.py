@@ -1,5 +1,6 @@
 """The training loop: steps, scores, log and checkpoints of one run."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -148,9 +149,7 @@ def train(
     else:
         facts["before"] = evaluate(run)
         logging.info("before training: %s", facts["before"])
-    log = Log(folder, run.state.step)
     hidden = None if progress else True
-    bar = tqdm(total=steps, initial=run.state.step, disable=hidden, leave=False)
     started = time.monotonic() - facts["seconds"]
 
     def save():
@@ -159,38 +158,41 @@ def train(
         facts["seconds"] = time.monotonic() - started
         run.checkpoints.save(state.step, (state.edge, state.shared, state.slot), facts)
 
-    while run.state.step < steps:
-        epoch, done = divmod(run.state.step, per_epoch)
-        for batches in parts.train.epoch(epoch, micro=experiment.micro, skip=done):
-            total = sum(int(batch["n_valid"]) for batch in batches)
-            facts["tokens"] += sum(int(np.sum(batch["mask"])) for batch in batches)
-            ticks = [tick_batch(batch, total) for batch in batches]
-            with _profile(experiment, run.state.step, folder):
-                run.state, metrics = driver.step(
-                    run.state, ticks, in_flight=experiment.in_flight
-                )
-            step, loss = run.state.step, float(metrics["loss"])
-            if not np.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss} at step {step}")
-            sent = meter.totals(kind="train")
-            log.write(step, **metrics, up=sent["bytes_up"], down=sent["bytes_down"])
-            bar.update()
-            bar.set_postfix(loss=f"{loss:.4f}")
-            every = experiment.checkpoint_every
-            if every and step % every == 0 and step < steps:
-                save()
-            if step >= steps:
-                break
-        epoch, every = -(-run.state.step // per_epoch), experiment.eval_every
-        if run.state.step >= steps or (every and epoch % every == 0):
-            scores = evaluate(run)
-            facts["scores"].append({"epoch": epoch, **scores})
-            named = {f"{name}_score": value for name, value in scores.items()}
-            log.write(run.state.step, **named)
-            logging.info("epoch %d: %s", epoch, scores)
-        save()
-    bar.close()
-    log.close()
+    with (
+        contextlib.closing(Log(folder, run.state.step)) as log,
+        tqdm(total=steps, initial=run.state.step, disable=hidden, leave=False) as bar,
+    ):
+        while run.state.step < steps:
+            epoch, done = divmod(run.state.step, per_epoch)
+            for batches in parts.train.epoch(epoch, micro=experiment.micro, skip=done):
+                total = sum(int(batch["n_valid"]) for batch in batches)
+                facts["tokens"] += sum(int(np.sum(batch["mask"])) for batch in batches)
+                ticks = [tick_batch(batch, total) for batch in batches]
+                with _profile(experiment, run.state.step, folder):
+                    run.state, metrics = driver.step(
+                        run.state, ticks, in_flight=experiment.in_flight
+                    )
+                step, loss = run.state.step, float(metrics["loss"])
+                if not np.isfinite(loss):
+                    raise FloatingPointError(f"the loss is {loss} at step {step}")
+                sent = meter.totals(kind="train")
+                log.write(step, **metrics, up=sent["bytes_up"], down=sent["bytes_down"])
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.4f}")
+                every = experiment.checkpoint_every
+                # The end of an epoch is saved with its score, below.
+                if every and step % every == 0 and step % per_epoch and step < steps:
+                    save()
+                if step >= steps:
+                    break
+            epoch, every = -(-run.state.step // per_epoch), experiment.eval_every
+            if run.state.step >= steps or (every and epoch % every == 0):
+                scores = evaluate(run)
+                facts["scores"].append({"epoch": epoch, **scores})
+                named = {f"{name}_score": value for name, value in scores.items()}
+                log.write(run.state.step, **named)
+                logging.info("epoch %d: %s", epoch, scores)
+            save()
     return summarize(experiment, seed, parts, facts, meter, folder)
 
 

@@ -78,8 +78,15 @@ def versions() -> dict[str, str]:
         "commit": commit or "unknown",
         "device": f"{device.platform} {device.device_kind}",
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("splitjax", "jax", "flax")},
+        **{name: _version(name) for name in ("splitjax", "jax", "flax")},
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "a checkout"
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:

@@ -1,0 +1,106 @@
+"""The mains as a user calls them, each in a process of its own."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from matplotlib import image
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = """
+from splitjax.train.finetune import Finetune
+
+
+def get_config():
+    return Finetune(
+        task={task!r}, model={model!r}, fit_text=({task!r},), layer=1, rank=4,
+        batch_size=8, max_length=8, epochs=1, forward_bits=8,
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model, tiny_task, tmp_path_factory):
+    """A function that calls a main with the tiny config, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("mains")
+    text = CONFIG.format(task=str(tiny_task), model=str(tiny_model))
+    (folder / "mine.py").write_text(text)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+    def call(name, *arguments, config="mine.py"):
+        command = [sys.executable, "-m", f"experiments.{name}", f"--config={config}"]
+        kwargs = dict(cwd=folder, env=environment, capture_output=True, text=True)
+        return subprocess.run([*command, *arguments], check=False, **kwargs)
+
+    call.folder = folder
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(run):
+    """What finetune prints, with its run in runs/mine."""
+    return run("finetune")
+
+
+def test_finetune_writes_its_report(trained, run):
+    assert trained.returncode == 0, trained.stderr
+    work = run.folder / "runs" / "mine"
+    [summary] = json.loads((work / "summary.json").read_text())
+    assert summary["steps"] == 3 and summary["mode"] == "split"
+    alone = work / "split_seed_0"
+    assert json.loads((alone / "summary.json").read_text()) == summary
+    assert (work / "table.md").read_text() in trained.stdout
+    assert f"dev {summary['metric']:.4f}" in trained.stdout
+    assert image.imread(work / "curves.png").std() > 0.01
+    assert "Traceback" not in trained.stderr and "orbax" not in trained.stderr
+
+
+def test_evaluate_scores_the_run_again(trained, run):
+    done = run("evaluate")
+    assert done.returncode == 0, done.stderr
+    line = json.loads(done.stdout)
+    [summary] = json.loads((run.folder / "runs/mine/summary.json").read_text())
+    assert line["seed"] == 0 and line["step"] == 3
+    assert line["dev"] == summary["metric"]
+    # Of this evaluation alone: the run scored twice.
+    before = [row for row in summary["bytes"] if row["kind"] == "predict"]
+    assert {row["direction"]: row["bytes"] / 2 for row in before} == {
+        "up": line["bytes_up"],
+        "down": line["bytes_down"],
+    }
+
+
+def test_predict_answers_each_text(trained, run):
+    texts = ["red dog", "blue cat tree", "", "white sky fish"]
+    (run.folder / "texts.txt").write_text("\n".join(texts) + "\n")
+    done = run("predict", "--texts=texts.txt")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["text"] for line in lines] == [text for text in texts if text]
+    assert all(len(line["prediction"]) == 2 for line in lines)
+    assert len({tuple(line["prediction"]) for line in lines}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("finetune", ["--config.rnak=4"], "did you mean 'rank'"),
+        ("evaluate", ["--workdir=gone"], "no such folder: train first"),
+    ],
+)
+def test_a_wrong_wish_is_told(name, arguments, message, run):
+    done = run(name, *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr.splitlines()[-1]
+
+
+def test_a_missing_config_is_told(run):
+    done = run("finetune", config="mime.py")
+    assert done.returncode != 0
+    assert done.stderr == (
+        "--config=mime.py: no such file; did you mean 'mine.py'? There are: mine.py\n"
+    )

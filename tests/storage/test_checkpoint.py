@@ -1,0 +1,130 @@
+import gc
+import json
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from splitjax.storage import checkpoint
+from splitjax.storage.checkpoint import CheckpointError, Checkpoints
+
+
+class Inner(NamedTuple):
+    smooth: Any
+    rough: Any
+
+
+class Outer(NamedTuple):
+    inner: Inner
+    count: Any
+
+
+CONFIG = {"rank": 8, "seeds": (0, 1), "seed": 0}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Checkpoints(tmp_path, CONFIG)
+
+
+def update(tx, gradient, state):
+    with jax.numpy_dtype_promotion("standard"):  # adam raises a float to an integer
+        return tx.update(gradient, state)
+
+
+def tree(key):
+    """Parameters, an optimizer's state, nested NamedTuples; every dtype that we use."""
+    params = {"kernel": jax.random.normal(key, (3, 2)), "bias": jnp.ones(2)}
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = update(tx, jax.tree.map(jnp.sin, params), state)
+        params = optax.apply_updates(params, updates)
+    link = Outer(
+        Inner((jnp.arange(5, dtype=jnp.uint8), ()), jnp.array([True, False])),
+        jnp.int32(7),
+    )
+    odd = {"nan": jnp.array([jnp.nan, -0.0]), "low": jnp.ones(3, jnp.bfloat16) / 3}
+    return {"params": params, "opt": state, "link/0": link, "odd": odd, "none": ()}
+
+
+def bits(leaf):
+    leaf = np.asarray(leaf)
+    return leaf.dtype, leaf.shape, leaf.tobytes()
+
+
+def test_a_tree_comes_back_to_the_bit(store, key):
+    given = tree(key)
+    facts = {"step": 3, "scores": [{"dev": 0.1}], "seconds": 1.25}
+    store.save(3, given, facts)
+    like = jax.tree.map(jnp.zeros_like, given)
+    made, found = Checkpoints(store.folder, CONFIG).restore(like)
+    assert jax.tree.structure(made) == jax.tree.structure(given)
+    pairs = zip(jax.tree.leaves(made), jax.tree.leaves(given), strict=True)
+    assert all(bits(one) == bits(other) for one, other in pairs)
+    assert isinstance(made["link/0"].inner, Inner) and found == facts
+
+
+def test_a_restored_optimizer_goes_on_as_the_first(store, key):
+    given = tree(key)
+    store.save(1, given, {})
+    made, _ = store.restore(jax.tree.map(jnp.zeros_like, given))
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+    steps = [update(tx, t["params"], t["opt"])[0] for t in (given, made)]
+    jax.tree.map(np.testing.assert_array_equal, *steps)
+
+
+def test_another_config_is_refused_by_the_names_that_differ(store):
+    other = {**CONFIG, "rank": 4, "new": True}
+    with pytest.raises(CheckpointError, match=r"\(new: None .*rank: 8 there, 4 now\)"):
+        Checkpoints(store.folder, other)
+    saved = json.loads((store.folder / "config.json").read_text())
+    assert saved == {"rank": 8, "seeds": [0, 1], "seed": 0}
+    Checkpoints(store.folder, dict(reversed(CONFIG.items())))
+
+
+def test_the_last_ones_are_kept(tmp_path):
+    store = Checkpoints(tmp_path, CONFIG, keep=2)
+    assert store.latest() is None and store.steps() == []
+    for step in (2, 10, 9):
+        store.save(step, {"w": jnp.full(2, step)}, {"step": step})
+    assert store.steps() == [9, 10] and store.latest() == 10
+    like = {"w": jnp.zeros(2, jnp.int32)}
+    assert store.restore(like)[1] == {"step": 10}
+    made, facts = store.restore(like, 9)
+    assert made["w"].tolist() == [9, 9] and facts == {"step": 9}
+
+
+@pytest.mark.parametrize("lost", ["facts.json", "tree"])
+def test_a_crash_while_saving_leaves_the_older_one(lost, store, monkeypatch):
+    store.save(1, {"w": jnp.ones(2)}, {"step": 1})
+
+    def crash(tree):
+        raise TypeError
+
+    with monkeypatch.context() as patch, pytest.raises(TypeError):
+        if lost == "tree":
+            patch.setattr(checkpoint, "_plain", crash)
+        store.save(2, {"w": jnp.zeros(2)}, {"step": object()})  # facts fail as JSON
+    assert (store.folder / "checkpoints" / "2" / "tree").exists() == (lost != "tree")
+    again = Checkpoints(store.folder, CONFIG)
+    assert again.latest() == 1
+    assert again.restore({"w": jnp.zeros(2)})[0]["w"].tolist() == [1.0, 1.0]
+    again.save(2, {"w": jnp.zeros(2)}, {"step": 2})
+    assert again.steps() == [2]
+
+
+def test_an_empty_folder_has_nothing_to_restore(store):
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        store.restore({"w": jnp.zeros(2)})
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+def test_a_tree_of_another_shape_is_refused(store):
+    store.save(1, {"w": jnp.zeros(2)}, {})
+    with pytest.raises(ValueError, match=r"(?i)shape"):
+        store.restore({"w": jnp.zeros(3)})
+    gc.collect()  # what Orbax leaves behind when it fails, while it is ignored

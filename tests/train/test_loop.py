@@ -1,0 +1,25 @@
+"""How a run ends when it cannot go on; see test_resume for one that can."""
+
+import numpy as np
+import pytest
+
+from splitjax.storage import log
+from splitjax.storage.checkpoint import CheckpointError
+from splitjax.train import loop
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(options, tmp_path, monkeypatch):
+    def step(self, run, batches, **kwargs):
+        return run._replace(step=run.step + 1), {"loss": np.float32(np.nan)}
+
+    monkeypatch.setattr(loop.Local, "step", step)
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
+        loop.train(options(), 0, tmp_path, progress=False)
+    assert log.read(tmp_path) == []
+
+
+def test_a_run_that_was_not_trained_is_told(options, tmp_path):
+    with pytest.raises(CheckpointError, match="no such folder: train first"):
+        loop.open_trained(options(), 0, tmp_path / "gone")
+    with pytest.raises(CheckpointError, match="holds no checkpoint: train first"):
+        loop.open_trained(options(), 0, tmp_path)
