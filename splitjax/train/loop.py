@@ -19,6 +19,7 @@ from splitjax.storage.checkpoint import CheckpointError, Checkpoints
 from splitjax.storage.log import Log
 from splitjax.train.experiment import Experiment, Parts
 from splitjax.train.report import summarize
+from splitjax.train.trace import Trace
 
 
 @dataclasses.dataclass
@@ -161,6 +162,7 @@ def train(
     with (
         contextlib.closing(Log(folder, run.state.step)) as log,
         tqdm(total=steps, initial=run.state.step, disable=hidden, leave=False) as bar,
+        Trace(folder / "profile", experiment.profile) as trace,
     ):
         while run.state.step < steps:
             epoch, done = divmod(run.state.step, per_epoch)
@@ -168,10 +170,10 @@ def train(
                 total = sum(int(batch["n_valid"]) for batch in batches)
                 facts["tokens"] += sum(int(np.sum(batch["mask"])) for batch in batches)
                 ticks = [tick_batch(batch, total) for batch in batches]
-                with _profile(experiment, run.state.step, folder):
-                    run.state, metrics = driver.step(
-                        run.state, ticks, in_flight=experiment.in_flight
-                    )
+                trace.step()
+                run.state, metrics = driver.step(
+                    run.state, ticks, in_flight=experiment.in_flight
+                )
                 step, loss = run.state.step, float(metrics["loss"])
                 if not np.isfinite(loss):
                     raise FloatingPointError(f"the loss is {loss} at step {step}")
@@ -194,20 +196,3 @@ def train(
                 logging.info("epoch %d: %s", epoch, scores)
             save()
     return summarize(experiment, seed, parts, facts, meter, folder)
-
-
-class _profile:
-    """Traces the first steps with jax.profiler, where the experiment asks for it."""
-
-    def __init__(self, experiment: Experiment, step: int, folder: pathlib.Path):
-        self.start = experiment.profile and step == 1
-        self.stop = experiment.profile and step == experiment.profile
-        self.folder = folder
-
-    def __enter__(self):
-        if self.start:
-            jax.profiler.start_trace(str(self.folder / "profile"))
-
-    def __exit__(self, *error):
-        if self.stop:
-            jax.profiler.stop_trace()
