@@ -16,8 +16,9 @@ def get_config() -> Finetune:
         epochs=1,
         layer=2,
         bridge="pca",
-        rank=32,
-        forward_bits=4,
-        backward_bits=3,
-        fit_steps=800,
+        rank=80,
+        forward_bits=3,
+        frozen_edge=True,
+        fit_steps=1200,
+        fit_rate=1e-3,
     )

@@ -26,8 +26,8 @@ class Split:
       cut: the segments.
       links: one for each cut.
       loss: `(y, target) -> (scalar, metrics)`: the mean over the valid rows.
-      frozen: how many of the first segments are not trained; no gradient is sent to
-        them.
+      frozen: how many of the first segments are not trained: no gradient is sent to
+        them, and they run as in evaluation, without dropout.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -142,6 +142,7 @@ class Split:
         """
         floats, rest = split_floats(m)
         last = index == len(self) - 1
+        train = train and index >= self.frozen
 
         def run(params, floats):
             x = self._decode(index, combine(floats, rest), links)
