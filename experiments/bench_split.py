@@ -45,12 +45,15 @@ def main(_: list[str]) -> None:
         forward_bits=32,
         backward_bits=32,
         ragged=False,
+        frozen_edge=False,
     )
+    trained = dataclasses.replace(experiment, frozen_edge=False, backward_bits=4)
     unsplit = dataclasses.replace(experiment, mode="unsplit")
     steps = {
         "un-split": stepper(unsplit, frames=False),
         "layer cut, float32": stepper(plain, frames=False),
         "layer cut, float32, frames": stepper(plain, frames=True),
+        "this config, edge trained, frames": stepper(trained, frames=True),
         "this config": stepper(experiment, frames=False),
         "this config, frames": stepper(experiment, frames=True),
     }

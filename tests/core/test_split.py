@@ -52,15 +52,20 @@ def close(a, b):
 
 
 def plain(split, params, state, x, target, key):
-    """The whole model by autodiff alone."""
-    model = split.cut.model
-    params, state = split.cut.merge(params), split.cut.merge(state)
+    """The whole model by autodiff alone; what is frozen runs as in evaluation."""
 
-    def run(params):
-        y, new, aux = model.apply(params, state, x, key=key, train=True)
-        return loss(y, target)[0] + aux.get("loss", 0.0), (new, y)
+    def run(whole):
+        y, new, extra = x, [], 0.0
+        for index, (segment, p, s) in enumerate(
+            zip(split.cut.segments, split.cut.partition(whole), state, strict=True)
+        ):
+            train = index >= split.frozen
+            y, moved, aux = segment.apply(p, s, y, key=key, train=train)
+            new.append(moved)
+            extra += aux.get("loss", 0.0)
+        return loss(y, target)[0] + extra, (split.cut.merge(new), y)
 
-    return jax.jit(jax.value_and_grad(run, has_aux=True))(params)
+    return jax.jit(jax.value_and_grad(run, has_aux=True))(split.cut.merge(params))
 
 
 def test_it_gives_loss_gradient_state_and_output(key):
@@ -124,8 +129,9 @@ def test_frozen_segments_get_no_gradient_and_no_message(frozen, key):
     close(value, want)
     assert grads[:frozen] == (None,) * frozen
     close(grads[frozen:], split.cut.partition(wanted)[frozen:])
-    # Their statistics are still moved, and nothing is sent back to them.
+    # Their statistics stay, too, and nothing is sent back to them.
     close(split.cut.merge(extra["state"]), new)
+    jax.tree.map(np.testing.assert_array_equal, extra["state"][0], state[0])
     assert sent == [n for n in (1, 0) if n >= frozen]
 
 
