@@ -199,4 +199,5 @@ def split_learning(
         last=last if turns % 2 == 0 else None,
         predict=predict(party),
         merge=merge,
+        once=split.frozen > 0,
     )

@@ -70,6 +70,8 @@ class Algorithm:
         or None: nothing comes back and nobody waits.
       predict: the hops of a forward pass, whose `last` gives the model's output.
       merge: `(edge, shared, slot) -> (params, state)` of the whole model.
+      once: whether the first message of a tick depends on its batch alone, so that who
+        has kept it need not be sent it again.
 
     Example: see `splitjax.algorithms.split`.
     """
@@ -79,6 +81,7 @@ class Algorithm:
     last: Callable[..., tuple[dict, dict]] | None
     predict: tuple[tuple[Hop, ...], Callable] | None = None
     merge: Callable[..., tuple[Tree, Tree]] | None = None
+    once: bool = False
 
 
 def add_metrics(first: dict, second: dict) -> dict:

@@ -1,6 +1,7 @@
 """Batches of static shapes, in an order that is a pure function of its numbers."""
 
 import bisect
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -26,6 +27,7 @@ class Batches:
       buckets: lengths that T may have; each is a compiled program.
       group_by_length: put texts of like length together (sorted inside of windows of 50
         random batches, which are then shuffled): less padding is computed.
+      fixed: every epoch has the batches of the first one, in an order of its own.
 
     Raises:
       ValueError: for a batch size below 1.
@@ -46,6 +48,7 @@ class Batches:
         seed: int = 0,
         buckets: Sequence[int] = BUCKETS,
         group_by_length: bool = False,
+        fixed: bool = False,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: it must be 1 or more")
@@ -53,6 +56,7 @@ class Batches:
         self.batch_size = batch_size
         self.seed = seed
         self.group_by_length = group_by_length
+        self.fixed = fixed
         self._lengths = encoded.lengths()
         longest = encoded.max_length
         self._buckets = [b for b in sorted(buckets) if b < longest] + [longest]
@@ -77,6 +81,10 @@ class Batches:
             rows = np.sort(dealt[slot::slots])
         if not shuffle:
             return [rows[i : i + size] for i in range(0, len(rows), size)]
+        if self.fixed and epoch:
+            first = self.order(0, slot=slot, slots=slots)
+            random = np.random.default_rng([self.seed, 2, slot, epoch])
+            return [first[i] for i in random.permutation(len(first))]
         random = np.random.default_rng([self.seed, 1, slot, epoch])
         rows = random.permutation(rows)
         if not self.group_by_length:
@@ -155,3 +163,16 @@ def model_inputs(batch: dict) -> dict:
       {'ids': 1, 'mask': 2}
     """
     return {k: v for k, v in batch.items() if k not in ("y", "index", "n_valid")}
+
+
+def name_of(batch: dict) -> str:
+    """A name for a batch's rows and shape; equal ones are equal batches of a table.
+
+    Example:
+      >>> batch = {"ids": np.zeros((2, 8)), "index": np.array([3, 4])}
+      >>> len(name_of(batch)), name_of(batch) == name_of(dict(batch))
+      (32, True)
+    """
+    rows = np.ascontiguousarray(batch["index"], np.int32).tobytes()
+    shape = repr(batch["ids"].shape).encode()
+    return hashlib.blake2b(rows + shape, digest_size=16).hexdigest()

@@ -13,6 +13,7 @@ from splitjax.core.tree import Tree, spec_of
 from splitjax.runtime import frame
 from splitjax.runtime.meter import Meter
 from splitjax.runtime.schema import Schema
+from splitjax.storage.frames import Frames
 
 
 class RunState(NamedTuple):
@@ -55,6 +56,7 @@ class Local:
         frames: bool = True,
         jit: bool = True,
     ):
+        self.kept: Frames | None = None
         self.algorithm = algorithm
         self.key = key
         self.meter = meter or Meter()
@@ -62,6 +64,22 @@ class Local:
         self._jit: Callable[..., Any] = jax.jit if jit else lambda f, **_: f
         self._compiled: dict = {}
         self._schemas: dict = {}
+        self._specs: dict = {}
+
+    def keep(self, store: Frames) -> None:
+        """From now on the cloud keeps the first message of each named batch.
+
+        One that is there is read again: the edge neither computes nor sends it.
+
+        Raises:
+          ValueError: where a first message depends on more than its batch.
+        """
+        if not (self.algorithm.once and self.frames):
+            raise ValueError(
+                "messages can be kept where the first segment is frozen and messages "
+                "pass frames: here they change from step to step, or are no bytes"
+            )
+        self.kept = store
 
     def start(self, params: tuple, state: tuple, x: Tree) -> RunState:
         """The first state, from parameters and state by segment."""
@@ -70,7 +88,12 @@ class Local:
         return RunState(*jax.tree.map(jnp.copy, made))
 
     def step(
-        self, run: RunState, batches: Sequence[dict], *, in_flight: int = 1
+        self,
+        run: RunState,
+        batches: Sequence[dict],
+        *,
+        in_flight: int = 1,
+        names: Sequence[str] = (),
     ) -> tuple[RunState, dict]:
         """One optimizer step over micro-batches.
 
@@ -79,6 +102,7 @@ class Local:
           batches: the step's micro-batches.
           in_flight: how many of them may be under way at once. The numbers do not
             depend on it.
+          names: of the micro-batches, for `kept`: equal ones have equal batches.
 
         Returns:
           The new state, and metrics on the device: "loss" is that of the whole step.
@@ -90,7 +114,8 @@ class Local:
             while ticks and len(waiting) < max(1, in_flight):
                 number, batch = ticks.pop(0)
                 at = self._at(run, run.tick + number, number == len(batches) - 1)
-                run, live, up = self._edge(run, 0, {}, batch, None, at)
+                name = names[number] if names else ""
+                run, live, up = self._first(run, batch, at, name)
                 waiting.append((batch, at, live, up))
             run, metrics = self._finish(run, *waiting.popleft())
             total = add_metrics(total, metrics)
@@ -126,6 +151,14 @@ class Local:
         changes, live, up = edge(run.edge, live, batch, down, at)
         return run._replace(edge={**run.edge, **changes}), live, up
 
+    def _first(self, run, batch, at, name):
+        """A tick's first message as it arrives: sent now, or kept from before."""
+        data = self.kept.get(name) if self.kept is not None and name else None
+        if data is not None:
+            return run, {}, self._replay(run, batch, at, data)
+        run, live, up = self._edge(run, 0, {}, batch, None, at)
+        return run, live, self._ship(up, "train", "up", 0, at, keep=name)
+
     def _finish(self, run, batch, at, live, up):
         """Takes a tick from its first message to its end."""
         total: dict = {}
@@ -134,7 +167,7 @@ class Local:
         for number, hop in enumerate(self.algorithm.hops(at.apply)):
             if number:
                 run, live, up = self._edge(run, number, live, batch, down, at)
-            up = self._ship(up, "train", "up", number, at)
+                up = self._ship(up, "train", "up", number, at)
             # A party's last function of a step returns all that it holds.
             done = at.apply and number == len(self.algorithm.hops(True)) - 1
             cloud = self._function(
@@ -162,17 +195,33 @@ class Local:
             self._compiled[name] = self._jit(function, donate_argnums=numbers)
         return self._compiled[name]
 
-    def _ship(self, tree, kind, direction, hop, at):
+    def _replay(self, run, batch, at, data):
+        """The message of a kept frame; the edge's function tells its spec alone."""
+        place = _place(spec_of(batch)), at.apply
+        if place not in self._specs:
+            edge = self.algorithm.hops(at.apply)[0].edge
+            self._specs[place] = jax.eval_shape(edge, run.edge, {}, batch, None, at)[2]
+        return frame.read(self._schema(self._specs[place]), data)[1]
+
+    def _schema(self, spec):
+        place = _place(spec)
+        if place not in self._schemas:
+            self._schemas[place] = Schema.of(spec)
+        return self._schemas[place]
+
+    def _ship(self, tree, kind, direction, hop, at, *, keep=""):
         """Sends a message through a frame, and gives what arrives."""
         if tree is None or not self.frames:
             return tree
-        spec = spec_of(tree)
-        leaves, treedef = jax.tree.flatten(spec)
-        place = (treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
-        if place not in self._schemas:
-            self._schemas[place] = Schema.of(spec)
-        schema = self._schemas[place]
+        schema = self._schema(spec_of(tree))
         where = {"run": 0, "slot": int(at.slot), "tick": int(at.tick), "hop": hop}
         data = frame.write(schema, jax.device_get(tree), kind=kind, **where)
         self.meter.add("edge_0", direction, kind, len(data))
+        if keep and self.kept is not None:
+            self.kept.put(keep, int(at.step), data)
         return frame.read(schema, data)[1]
+
+
+def _place(spec: Tree) -> tuple:
+    leaves, treedef = jax.tree.flatten(spec)
+    return treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves)

@@ -51,6 +51,7 @@ class Parts:
       baseline_width: the width of the layer boundary whose float32 traffic the bytes
         are compared with; 0 where there is no cut.
       setup_bytes: what is sent before the first step.
+      send_once: whether the cloud keeps what the first epoch sent it.
       edge_share: the edge's part of the floating-point operations of a forward pass.
     """
 
@@ -64,6 +65,7 @@ class Parts:
     score_name: str
     baseline_width: int = 0
     setup_bytes: int = 0
+    send_once: bool = False
     edge_share: float = 1.0
 
 

@@ -60,6 +60,9 @@ class Finetune(Experiment):
     after: tuple[str, ...] = option((), "where to cut instead, one place or several")
     label_side: str = option("cloud", "where the labels are: 'cloud' or 'edge'")
     frozen_edge: bool = option(False, "the edge does not learn; no gradient is sent")
+    send_once: bool = option(
+        False, "with a frozen edge: the cloud keeps what the first epoch sent it"
+    )
     forward_bits: int = option(32, "of an activation: 32, 16 (bf16), or 2 to 8")
     backward_bits: int = option(32, "of a gradient, likewise")
     grid: str = option("channel", "what shares a grid: 'token', 'channel' or 'group'")
@@ -75,6 +78,11 @@ class Finetune(Experiment):
             check(self.head, "head", HEADS)
         if self.metric:
             check(self.metric, "metric", tuple(SCORES))
+        if self.send_once and not self.frozen_edge:
+            raise ValueError(
+                "send_once=True needs frozen_edge=True: an edge that learns has "
+                "something new to send in every epoch"
+            )
         if self.mode == "split" and not (self.squeeze or self.after):
             raise ValueError(
                 "a split run needs a place to cut: squeeze=True, or after=('layer_2',)"
@@ -127,6 +135,7 @@ class Finetune(Experiment):
             score_name=self.metric or about.metric,
             baseline_width=config.width if len(split) > 1 else 0,
             setup_bytes=tree_bytes(owned[0]) if len(split) > 1 else 0,
+            send_once=self.send_once and len(split) > 1,
             edge_share=edge_share(split.cut, params, state, x),
         )
 
@@ -140,7 +149,13 @@ class Finetune(Experiment):
         )
         if not config.types:
             encoded = dataclasses.replace(encoded, types=None)
-        return data.Batches(encoded, self.batch_size, seed=seed, group_by_length=True)
+        return data.Batches(
+            encoded,
+            self.batch_size,
+            seed=seed,
+            group_by_length=True,
+            fixed=self.send_once,
+        )
 
     def texts(self, path: str) -> tuple[list, data.Batches]:
         """Texts of the user's to predict for, and their batches.

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from splitjax.data.batches import model_inputs
+from splitjax.data.batches import model_inputs, name_of
 from splitjax.runtime.local import Local, RunState
 from splitjax.runtime.meter import Meter
 from splitjax.storage.checkpoint import CheckpointError, Checkpoints
+from splitjax.storage.frames import Frames
 from splitjax.storage.log import Log
 from splitjax.train.experiment import Experiment, Parts
 from splitjax.train.report import summarize
@@ -60,6 +61,8 @@ def open_run(experiment: Experiment, seed: int, folder: str | pathlib.Path) -> R
         tree, facts = checkpoints.restore((state.edge, state.shared, state.slot))
         state = RunState(*tree, step=facts["step"], tick=facts["tick"])
         meter.merge(facts["bytes"])
+    if parts.send_once:
+        driver.keep(Frames(checkpoints.folder / "frames", state.step))
     return Run(parts, driver, state, facts, checkpoints)
 
 
@@ -172,7 +175,10 @@ def train(
                 ticks = [tick_batch(batch, total) for batch in batches]
                 trace.step()
                 run.state, metrics = driver.step(
-                    run.state, ticks, in_flight=experiment.in_flight
+                    run.state,
+                    ticks,
+                    in_flight=experiment.in_flight,
+                    names=[name_of(batch) for batch in batches],
                 )
                 step, loss = run.state.step, float(metrics["loss"])
                 if not np.isfinite(loss):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from splitjax.data.batches import BUCKETS, Batches, model_inputs
+from splitjax.data.batches import BUCKETS, Batches, model_inputs, name_of
 from splitjax.data.synthetic import toy
 from splitjax.data.tokenize import Encoded
 
@@ -132,3 +132,14 @@ def test_types_are_padded_like_ids(tokenizer):
 def test_a_batch_has_a_row():
     with pytest.raises(ValueError, match="batch_size=0"):
         Batches(encoded(), 0)
+
+
+def test_fixed_batches_come_again_in_another_order():
+    made = Batches(encoded(), 4, seed=3, fixed=True)
+    epochs = [[name_of(batch) for [batch] in made.epoch(e)] for e in range(3)]
+    assert set(epochs[0]) == set(epochs[1]) == set(epochs[2])
+    assert len(set(epochs[0])) == made.steps_per_epoch()
+    assert epochs[0] != epochs[1] != epochs[2]
+    free = Batches(encoded(), 4, seed=3)
+    assert [name_of(batch) for [batch] in free.epoch(0)] == epochs[0]
+    assert not set(epochs[0]) & {name_of(batch) for [batch] in free.epoch(1)}

@@ -181,9 +181,9 @@ def test_labels_stay_on_the_edge_in_the_u_shape():
         driver, run = build(places)
         ship = driver._ship
 
-        def spy(tree, kind, direction, hop, at, ship=ship, places=places):
-            sent.append((places, direction, tree))
-            return ship(tree, kind, direction, hop, at)
+        def spy(tree, *place, ship=ship, places=places, **more):
+            sent.append((places, place[1], tree))
+            return ship(tree, *place, **more)
 
         driver._ship = spy
         train(driver, run, [[batches(1)[0]]])

@@ -61,10 +61,10 @@ def watch(experiment: Finetune, folder) -> Watched:
             seen.end = arrays(run)
             return run, metrics
 
-        def _ship(self, tree, kind, direction, hop, at):
+        def _ship(self, tree, kind, direction, hop, at, **more):
             if tree is not None:
                 seen.sent.append((kind, direction, jax.device_get(tree)))
-            return super()._ship(tree, kind, direction, hop, at)
+            return super()._ship(tree, kind, direction, hop, at, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "Local", Spied)
