@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS)
 
-DEMO = --config=configs/sft_stsb.py --config.compare=True
+DEMO = --config=configs/sft_stsb.py --config.compare=True --config.fit_steps=150
 ifdef SMALL
 DEMO += --config.steps=20 --config.fit_steps=10
 endif

@@ -6,19 +6,11 @@ Expect: not measured yet
 Cost: not measured yet
 """
 
-from splitjax.train.finetune import Finetune
+from splitjax.train.finetune import Finetune, narrow
 
 
 def get_config() -> Finetune:
     """The options of this run."""
-    return Finetune(
-        task="stsb",
-        model="mpnet",
-        epochs=1,
-        layer=5,
-        bridge="pca",
-        rank=32,
-        forward_bits=4,
-        backward_bits=4,
-        fit_steps=200,
+    return narrow(
+        task="stsb", model="mpnet", layer=5, rank=160, epochs=1, fit_steps=200
     )

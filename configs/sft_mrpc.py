@@ -6,19 +6,9 @@ Expect: not measured yet
 Cost: not measured yet
 """
 
-from splitjax.train.finetune import Finetune
+from splitjax.train.finetune import Finetune, narrow
 
 
 def get_config() -> Finetune:
     """The options of this run."""
-    return Finetune(
-        task="mrpc",
-        epochs=3,
-        layer=2,
-        bridge="pca",
-        rank=80,
-        forward_bits=3,
-        frozen_edge=True,
-        fit_steps=1200,
-        fit_rate=1e-3,
-    )
+    return narrow(task="mrpc", epochs=3)

@@ -6,20 +6,9 @@ Expect: not measured yet
 Cost: not measured yet
 """
 
-from splitjax.train.finetune import Finetune
+from splitjax.train.finetune import Finetune, narrow
 
 
 def get_config() -> Finetune:
     """The options of this run."""
-    return Finetune(
-        task="stsb",
-        epochs=5,
-        layer=2,
-        bridge="pca",
-        rank=80,
-        forward_bits=3,
-        frozen_edge=True,
-        send_once=True,
-        fit_steps=1200,
-        fit_rate=1e-3,
-    )
+    return narrow(task="stsb", epochs=5, send_once=True)

@@ -265,3 +265,28 @@ class Finetune(Experiment):
             links[-1] = Link(chain(), chain())
         frozen = 1 if self.frozen_edge and places else 0
         return Split(made, tuple(links), loss, frozen)
+
+
+def narrow(**fields: Any) -> Finetune:
+    """The recipe of the SFT configs: a frozen edge, 80 dimensions of 3 bits, no more.
+
+    The code is the input of layer 2's feed-forward block in 80 dimensions, fit to
+    public text; 30 bytes a token go up, and nothing comes down.
+
+    Args:
+      **fields: of `Finetune`, where they differ.
+
+    Example:
+      >>> narrow(task="cola").rank, narrow(task="cola", rank=8).rank
+      (80, 8)
+    """
+    recipe: dict[str, Any] = {
+        "layer": 2,
+        "bridge": "pca",
+        "rank": 80,
+        "forward_bits": 3,
+        "frozen_edge": True,
+        "fit_steps": 1200,
+        "fit_rate": 1e-3,
+    }
+    return Finetune(**{**recipe, **fields})
