@@ -1,7 +1,7 @@
 """An experiment: a dataclass whose fields are options and whose methods build parts."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import optax
@@ -107,6 +107,9 @@ class Experiment:
         "profile",
     )
 
+    # Options that a run without a cut does not read; a subclass adds its own.
+    OF_THE_CUT: ClassVar[tuple[str, ...]] = ("in_flight", "exact_norm")
+
     def parts(self, seed: int) -> Parts:
         """Builds everything that a run with this seed needs."""
         raise NotImplementedError(f"{type(self).__name__} defines no parts()")
@@ -141,9 +144,13 @@ class Experiment:
         return optax.chain(clip_by_global_norm(self.clip), adam) if self.clip else adam
 
     def identity(self, seed: int) -> dict:
-        """What decides the numbers of one run: a checkpoint of another is refused."""
+        """What decides the numbers of one run: a checkpoint of another is refused.
+
+        The un-split runs of two cuts are the same run.
+        """
         fields = dataclasses.asdict(self)
-        kept = {k: v for k, v in fields.items() if k not in self.WATCHING}
+        free = {*self.WATCHING, *(self.OF_THE_CUT if self.mode == "unsplit" else ())}
+        kept = {k: v for k, v in fields.items() if k not in free}
         return {"experiment": type(self).__name__, **kept, "seed": seed}
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +67,13 @@ class Finetune(Experiment):
     backward_bits: int = option(32, "of a gradient, likewise")
     grid: str = option("channel", "what shares a grid: 'token', 'channel' or 'group'")
     ragged: bool = option(True, "leave padding out of the messages")
+
+    OF_THE_CUT: ClassVar[tuple[str, ...]] = (
+        *Experiment.OF_THE_CUT,
+        *("squeeze", "layer", "rank", "skip", "keep_skip", "bridge", "after", "grid"),
+        *("fit_text", "fit_steps", "fit_rate", "label_side", "frozen_edge", "ragged"),
+        *("forward_bits", "backward_bits"),
+    )
 
     def validate(self) -> None:
         """Raises a ValueError for options that make no sense."""

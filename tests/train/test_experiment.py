@@ -113,6 +113,11 @@ def test_watching_a_run_does_not_make_it_another():
     assert set(Experiment.WATCHING) <= names
     assert set(one) == names - set(Experiment.WATCHING) | {"experiment", "seed"}
     assert Finetune(rank=9).identity(0) != one
+    whole = Finetune(mode="unsplit").identity(0)
+    assert set(Finetune.OF_THE_CUT) == set(one) - set(whole)
+    assert Finetune(mode="unsplit", rank=9, fit_steps=7).identity(0) == whole
+    for more in (dict(learning_rate=1.0), dict(send_once=True), dict(micro=2)):
+        assert Finetune(mode="unsplit", **more).identity(0) != whole
 
 
 def test_an_experiment_without_parts_says_so():
