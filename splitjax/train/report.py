@@ -5,7 +5,7 @@ import pathlib
 import platform
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -118,15 +118,39 @@ def table(summaries: Sequence[dict[str, Any]]) -> str:
                 f"{s['seconds']:.0f}",
             )
         )
-    for mode in dict.fromkeys(s["mode"] for s in summaries):
-        values = [s["metric"] for s in summaries if s["mode"] == mode]
-        if len(values) > 1:
-            name = next(iter(summaries[0]["before"]))
-            mean, deviation = mean_and_deviation(values)
-            rows.append(
-                (f"{mode} mean", "", f"{name} {mean:.4f} ± {deviation:.4f}", *[""] * 5)
-            )
+    for name, text in _means(summaries):
+        rows.append((name, "", text, *[""] * 5))
     return markdown(head, rows)
+
+
+def _means(summaries: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Mean and deviation of each mode, and of the paired differences in points."""
+    last = {(s["mode"], s["seed"]): s["scores"][-1] for s in summaries}
+    splits = tuple(summaries[0]["before"])
+    for mode in dict.fromkeys(mode for mode, _ in last):
+        seeds = [seed for other, seed in last if other == mode]
+        if len(seeds) > 1:
+            found = {seed: last[mode, seed] for seed in seeds}
+            yield f"{mode} mean ± sd", _each(splits, seeds, found.__getitem__, 1)
+    paired = [s for mode, s in last if mode == "split" and ("unsplit", s) in last]
+    if paired:
+
+        def difference(seed):
+            one, other = last["split", seed], last["unsplit", seed]
+            return {name: one[name] - other[name] for name in splits}
+
+        yield "split - unsplit, points", _each(splits, paired, difference, 100)
+
+
+def _each(splits, seeds, scores, scale) -> str:
+    texts = []
+    for name in splits:
+        values = [scale * scores(seed)[name] for seed in seeds]
+        mean, deviation = mean_and_deviation(values)
+        digits = 4 if scale == 1 else 2
+        spread = f" ± {deviation:.{digits}f}" if len(values) > 1 else ""
+        texts.append(f"{name} {mean:{'' if scale == 1 else '+'}.{digits}f}{spread}")
+    return ", ".join(texts)
 
 
 def _scores(scores: dict[str, float]) -> str:

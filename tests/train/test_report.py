@@ -48,8 +48,26 @@ def test_the_table_has_a_line_for_each_run_and_mode():
         "12",
     ]
     assert cells(lines[2])[5] == "-"
-    assert cells(lines[3])[:3] == ["split mean", "", "dev 0.8500 ± 0.0707"]
-    assert len(lines) == 4  # one seed has no mean
+    mean = "dev 0.8500 ± 0.0707, test 0.4000 ± 0.0000"
+    assert cells(lines[3])[:3] == ["split mean ± sd", "", mean]
+    # One seed has no mean, and the difference is that of the seeds in both modes.
+    assert cells(lines[4])[0] == "split - unsplit, points"
+    assert cells(lines[4])[2] == "dev +0.00, test +0.00"
+    assert len(lines) == 5
+
+
+def test_differences_are_paired_by_seed():
+    runs = [
+        summary(mode, seed=seed, metric=metric)
+        for mode, seed, metric in (
+            ("split", 0, 0.80),
+            ("split", 1, 0.70),
+            ("unsplit", 1, 0.71),
+            ("unsplit", 0, 0.83),
+        )
+    ]
+    last = cells(report.table(runs).splitlines()[-1])
+    assert last[2] == "dev -2.00 ± 1.41, test +0.00 ± 0.00"
 
 
 @pytest.fixture
