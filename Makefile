@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS)
 
-DEMO = --config=configs/sft_stsb.py --config.compare=True --config.fit_steps=150
+DEMO = --config=configs/sft_stsb.py --config.compare=True --config.fit_steps=100
 ifdef SMALL
 DEMO += --config.steps=20 --config.fit_steps=10
 endif
@@ -29,7 +29,8 @@ $(STAMP): pyproject.toml constraints.txt
 data: $(STAMP)  ## fetch the pinned weights and data into the cache
 	$(BIN)/python -m splitjax.data.fetch --all
 
-demo: data  ## fine-tune MiniLM across a cut, and compare (SMALL=1: a minute)
+demo: $(STAMP)  ## fine-tune MiniLM across a cut, and compare (SMALL=1: a minute)
+	$(BIN)/python -m splitjax.data.fetch minilm stsb snli rotten_tomatoes
 	$(BIN)/python -m experiments.finetune $(DEMO) --workdir=$(WORKDIR)
 
 test: $(STAMP)  ## the fast tests

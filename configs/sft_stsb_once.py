@@ -2,8 +2,9 @@
 
 Paper: SFT (arXiv 2211.16703); a frozen edge whose codes the cloud keeps is ours
 Run: python -m experiments.finetune --config=configs/sft_stsb_once.py
-Expect: not measured yet
-Cost: not measured yet
+Expect: dev Spearman .8883, test .8556 at 500.3x, seed 0; un-split, five epochs too,
+  .8931 and .8582: -0.48 and -0.26 points (2026-11-24). The paper has no such run
+Cost: 17 minutes a run on one CPU core, and 11 once to fit the code (it is kept)
 """
 
 from splitjax.train.finetune import Finetune, narrow

@@ -58,8 +58,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     """Runs a main under absl, with programs compiled before kept in the cache."""
 
     def quiet(arguments: list[str]) -> None:
-        # Orbax tells of every file it writes, at the level that our own news have.
-        logging.get_absl_logger().addFilter(_ours)
+        # Orbax and JAX tell of every file and backend, at the level of our own news.
+        logging.get_absl_handler().addFilter(_ours)
         jax.config.update("jax_compilation_cache_dir", str(cache() / "xla"))
         main(arguments)
 
