@@ -143,23 +143,22 @@ def test_s_gets_a_whole_gradient(config, batch, dense):
 
 
 @pytest.mark.parametrize(
-    ("layer", "make", "match"),
+    ("layer", "given", "match"),
     [
-        (2, lambda: Squeeze(4), "layer 2; the layers are 0 to 1.*l - 1"),
-        (-1, lambda: Squeeze(4), "0 to 1"),
-        (1, lambda: Squeeze(0), "rank 0 .* 1 to 16"),
-        (1, lambda: Squeeze(17), "rank 17 .* 1 to 16"),
-        (1, lambda: Squeeze(True), "rank True"),
-        (1, lambda: Squeeze(4, skip=17), "skip 17 .* 1 to 16"),
-        (1, lambda: Squeeze(4, skip="all"), "'keep' or a number"),
-        (1, lambda: Squeeze(4, skip=2, mode="pca"), "skip is None"),
-        (1, lambda: Squeeze(4, mode="qr"), "'svd' or 'pca'"),
+        (2, dict(rank=4), "layer 2; the layers are 0 to 1.*l - 1"),
+        (-1, dict(rank=4), "0 to 1"),
+        (1, dict(rank=0), "rank 0 .* 1 to 16"),
+        (1, dict(rank=17), "rank 17 .* 1 to 16"),
+        (1, dict(rank=True), "rank True"),
+        (1, dict(rank=4, skip=17), "skip 17 .* 1 to 16"),
+        (1, dict(rank=4, skip="all"), "'keep' or a number"),
+        (1, dict(rank=4, skip=2, mode="pca"), "skip is None"),
+        (1, dict(rank=4, mode="qr"), "'svd' or 'pca'"),
     ],
-    ids=str,
 )
-def test_bad_cuts_are_refused(layer, make, match, config):
+def test_bad_cuts_are_refused(layer, given, match, config):
     with pytest.raises(ValueError, match=match):
-        bert(config, squeeze={layer: make()})
+        bert(config, squeeze={layer: Squeeze(**given)})
 
 
 def test_other_blocks_are_refused(config):
