@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 data: $(STAMP)  ## fetch the pinned weights and data into the cache
 	$(BIN)/python -m splitjax.data.fetch --all
 
-demo: $(STAMP)  ## fine-tune MiniLM across a cut, and compare (SMALL=1: a minute)
+demo: $(STAMP)  ## fine-tune MiniLM across a cut, and compare (SMALL=1: 20 steps)
 	$(BIN)/python -m splitjax.data.fetch minilm stsb snli rotten_tomatoes
 	$(BIN)/python -m experiments.finetune $(DEMO) --workdir=$(WORKDIR)
 

@@ -1,4 +1,4 @@
-"""MPNet on STS-B, cut in layer 5 of 0..11, over 96x fewer bytes.
+"""MPNet on STS-B, cut in layer 5 of 0..11, meant for 96x fewer bytes.
 
 Paper: SFT (arXiv 2211.16703); the code of the input, its bits and its fit are ours
 Run: python -m experiments.finetune --config=configs/sft_mpnet_stsb.py

@@ -1,4 +1,4 @@
-"""MiniLM on RTE (entailment), cut in layer 2 of 0..5, over 96x fewer bytes.
+"""MiniLM on RTE (entailment), cut in layer 2 of 0..5, meant for 96x fewer bytes.
 
 Paper: SFT (arXiv 2211.16703); the code of the input, its bits and its fit are ours
 Run: python -m experiments.finetune --config=configs/sft_rte.py

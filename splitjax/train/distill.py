@@ -78,8 +78,8 @@ def distill(
       Hinton, Vinyals, Dean, Distilling the knowledge in a neural network, 2015, arXiv
       1503.02531; Romero et al., FitNets, 2015, arXiv 1412.6550 (hidden states).
     Differs:
-      The student is the teacher itself but for the cut; only the last hidden states
-      are compared.
+      The student is the teacher itself but for the cut; of the hidden states only the
+      last ones are compared, and their means over texts.
     """
     pairs = zip(teacher, student, strict=False)
     count = next((i for i, (t, s) in enumerate(pairs) if t.name != s.name), None)
