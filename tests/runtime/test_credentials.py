@@ -90,7 +90,7 @@ def serving(folder, *, client_certificates=False, tokens=False):
         try:
             yield port
         finally:
-            server.stop(None).wait(LONG)
+            server.stop(LONG).wait(LONG)
 
 
 def ask(port, folder, *, client_certificates=False, token=None, options=()):
