@@ -1,8 +1,8 @@
 """The driver for one process: both halves here, every message through a real frame."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from splitjax.core.algorithm import Algorithm, At, add_metrics
 from splitjax.core.tree import Tree, spec_of
 from splitjax.runtime import frame
 from splitjax.runtime.meter import Meter
+from splitjax.runtime.programs import Programs, place_of
 from splitjax.runtime.schema import Schema
 from splitjax.storage.frames import Frames
 
@@ -43,6 +44,7 @@ class Local:
       meter: counts the frames; a new one by default.
       frames: False hands device arrays over instead: no bytes are counted.
       jit: False runs operation by operation, for debugging.
+      slot: the edge's number: it folds into the run's key.
 
     Example: see `splitjax.train.loop`.
     """
@@ -55,15 +57,15 @@ class Local:
         meter: Meter | None = None,
         frames: bool = True,
         jit: bool = True,
+        slot: int = 0,
     ):
         self.kept: Frames | None = None
         self.algorithm = algorithm
         self.key = key
         self.meter = meter or Meter()
         self.frames = frames
-        self._jit: Callable[..., Any] = jax.jit if jit else lambda f, **_: f
-        self._compiled: dict = {}
-        self._schemas: dict = {}
+        self.slot = slot
+        self._programs = Programs(algorithm, jit=jit)
         self._specs: dict = {}
 
     def keep(self, store: Frames) -> None:
@@ -123,31 +125,32 @@ class Local:
 
     def predict(self, run: RunState, x: Tree) -> Tree:
         """The model's output for an input, through the cut; nothing is learned."""
-        if self.algorithm.predict is None:
-            raise ValueError("this algorithm has no forward pass of its own")
-        hops, last = self.algorithm.predict
+        programs = self._programs
         at = self._at(run, run.tick, False)
         batch, live, down = {"x": x}, {}, None
-        for number, hop in enumerate(hops):
-            edge = self._function(("predict edge", number), hop.edge)
+        for number in range(programs.predict_hops()):
+            edge = programs.predict_edge(number)
             _, live, up = edge(run.edge, live, batch, down, at)
             up = self._ship(up, "predict", "up", number, at)
-            cloud = self._function(("predict cloud", number), hop.cloud)
+            cloud = programs.predict_cloud(number)
             _, _, _, (down,), _ = cloud(run.shared, (run.slot,), ({},), (up,), (at,))
             down = self._ship(down, "predict", "down", number, at)
-        return self._function("predict last", last)(run.edge, live, batch, down, at)[1][
-            "out"
-        ]
+        return programs.predict_last()(run.edge, live, batch, down, at)[1]["out"]
+
+    def saved(self, run: RunState) -> None:
+        """Tells that a state is on disk; here nobody else needs to know."""
+
+    def close(self) -> None:
+        """Ends the run; here there is nothing to end."""
 
     def _at(self, run: RunState, tick: int, apply: bool) -> At:
-        numbers = (np.int32(run.step), np.int32(tick), np.int32(0))
+        numbers = (np.int32(run.step), np.int32(tick), np.int32(self.slot))
         return At(self.key, *numbers, apply=apply)
 
     def _edge(self, run, number, live, batch, down, at):
-        hops = self.algorithm.hops(at.apply)
-        if not hops:
+        if not self._programs.hops(at):
             return run, live, None
-        edge = self._function(("edge", number, at.apply), hops[number].edge)
+        edge = self._programs.edge(number, at)
         changes, live, up = edge(run.edge, live, batch, down, at)
         return run._replace(edge={**run.edge, **changes}), live, up
 
@@ -164,64 +167,42 @@ class Local:
         total: dict = {}
         cloud_live: dict = {}
         down = None
-        for number, hop in enumerate(self.algorithm.hops(at.apply)):
+        for number in range(len(self._programs.hops(at))):
             if number:
                 run, live, up = self._edge(run, number, live, batch, down, at)
                 up = self._ship(up, "train", "up", number, at)
-            # A party's last function of a step returns all that it holds.
-            done = at.apply and number == len(self.algorithm.hops(True)) - 1
-            cloud = self._function(
-                ("cloud", number, at.apply), hop.cloud, donate=1 if done else None
-            )
+            cloud = self._programs.cloud(number, at)
             shared, (changes,), (cloud_live,), (down,), metrics = cloud(
                 run.shared, (run.slot,), (cloud_live,), (up,), (at,)
             )
             run = run._replace(shared=shared, slot={**run.slot, **changes})
             total = add_metrics(total, metrics)
             down = self._ship(down, "train", "down", number, at)
-        last = self.algorithm.last
+        last = self._programs.last(at)
         if last is not None:
-            donate = 0 if at.apply else None
-            last = self._function(("last", at.apply), last, donate=donate)
             changes, metrics = last(run.edge, live, batch, down, at)
             run = run._replace(edge={**run.edge, **changes})
         else:
             metrics = live.get("metrics", {})
         return run, add_metrics(total, metrics)
 
-    def _function(self, name, function, *, donate=None):
-        if name not in self._compiled:
-            numbers = () if donate is None else (donate,)
-            self._compiled[name] = self._jit(function, donate_argnums=numbers)
-        return self._compiled[name]
-
     def _replay(self, run, batch, at, data):
         """The message of a kept frame; the edge's function tells its spec alone."""
-        place = _place(spec_of(batch)), at.apply
+        place = place_of(spec_of(batch)), at.apply
         if place not in self._specs:
             edge = self.algorithm.hops(at.apply)[0].edge
-            self._specs[place] = jax.eval_shape(edge, run.edge, {}, batch, None, at)[2]
-        return frame.read(self._schema(self._specs[place]), data)[1]
-
-    def _schema(self, spec):
-        place = _place(spec)
-        if place not in self._schemas:
-            self._schemas[place] = Schema.of(spec)
-        return self._schemas[place]
+            spec = jax.eval_shape(edge, run.edge, {}, batch, None, at)[2]
+            self._specs[place] = Schema.of(spec)
+        return frame.read(self._specs[place], data)[1]
 
     def _ship(self, tree, kind, direction, hop, at, *, keep=""):
         """Sends a message through a frame, and gives what arrives."""
-        if tree is None or not self.frames:
+        schema = self._programs.schema(tree) if self.frames else None
+        if schema is None:
             return tree
-        schema = self._schema(spec_of(tree))
         where = {"run": 0, "slot": int(at.slot), "tick": int(at.tick), "hop": hop}
         data = frame.write(schema, jax.device_get(tree), kind=kind, **where)
-        self.meter.add("edge_0", direction, kind, len(data))
+        self.meter.add(f"edge_{self.slot}", direction, kind, len(data))
         if keep and self.kept is not None:
             self.kept.put(keep, int(at.step), data)
         return frame.read(schema, data)[1]
-
-
-def _place(spec: Tree) -> tuple:
-    leaves, treedef = jax.tree.flatten(spec)
-    return treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves)

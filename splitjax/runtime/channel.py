@@ -1,0 +1,183 @@
+"""A channel: the stream of messages between one edge and the cloud."""
+
+import queue
+from collections.abc import Iterator
+from typing import Protocol
+
+CHUNK_BYTES = 2**20
+MORE, LAST = b"\0", b"\1"
+
+
+class Closed(ConnectionError):
+    """The other end is gone, or this end was closed."""
+
+
+class Channel(Protocol):
+    """One end of a stream of messages; whole, in order, at most once.
+
+    A message that was sent may be lost with the connection: who needs it answered
+    keeps it, and sends it again on the next channel.
+    """
+
+    def send(self, message: bytes) -> None:
+        """Hands a message over, without waiting for it to arrive.
+
+        Raises:
+          Closed: when the channel has ended.
+        """
+        ...
+
+    def receive(self, timeout: float | None = None) -> bytes:
+        """The next message.
+
+        Args:
+          timeout: seconds to wait at most; None: as long as it takes.
+
+        Raises:
+          TimeoutError: when none came in time.
+          Closed: when the channel has ended.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends the channel, for both ends."""
+        ...
+
+
+class Mailbox:
+    """Messages between threads, with an end.
+
+    Args:
+      size: how many may wait; 0: any number.
+
+    Example:
+      >>> box = Mailbox()
+      >>> box.put(b"one"); box.end()
+      >>> box.get()
+      b'one'
+      >>> box.get()
+      Traceback (most recent call last):
+      ...
+      splitjax.runtime.channel.Closed: the channel was closed
+    """
+
+    def __init__(self, size: int = 0):
+        self._queue: queue.Queue[bytes | None] = queue.Queue(size)
+        self._error: Exception = Closed("the channel was closed")
+        self._over = False
+
+    def put(self, message: bytes) -> None:
+        """Adds a message; waits where the box is full, and gives up when it ends."""
+        while not self._over:
+            try:
+                return self._queue.put(message, timeout=0.2)
+            except queue.Full:
+                continue
+        raise self._error
+
+    def end(self, error: Exception | None = None) -> None:
+        """Marks the end; what came before is still got, then the error."""
+        if not self._over:
+            self._error, self._over = error or self._error, True
+            try:
+                self._queue.put_nowait(None)
+            except queue.Full:
+                pass  # `get` looks for the end whenever the box is empty
+
+    def get(self, timeout: float | None = None) -> bytes:
+        """The next message; errors as `Channel.receive`."""
+        try:
+            if self._over and self._queue.empty():
+                raise self._error
+            message = self._queue.get(timeout=timeout)
+        except queue.Empty:
+            raise TimeoutError(f"no message within {timeout} s") from None
+        if message is None:
+            raise self._error
+        return message
+
+
+class Pipe:
+    """A channel inside of one process; see `pipe`."""
+
+    def __init__(self, inbox: Mailbox, outbox: Mailbox):
+        self._inbox, self._outbox = inbox, outbox
+
+    def send(self, message: bytes) -> None:
+        """See `Channel.send`."""
+        self._outbox.put(bytes(message))
+
+    def receive(self, timeout: float | None = None) -> bytes:
+        """See `Channel.receive`."""
+        return self._inbox.get(timeout)
+
+    def close(self) -> None:
+        """See `Channel.close`."""
+        self._inbox.end()
+        self._outbox.end()
+
+
+def pipe() -> tuple[Pipe, Pipe]:
+    """The two ends of a channel inside of one process.
+
+    Example:
+      >>> edge, cloud = pipe()
+      >>> edge.send(b"up")
+      >>> cloud.receive()
+      b'up'
+    """
+    one, other = Mailbox(), Mailbox()
+    return Pipe(one, other), Pipe(other, one)
+
+
+def chunks(message: bytes, size_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """Cuts a message into pieces that a transport takes; the last one is marked.
+
+    Example:
+      >>> list(chunks(b"abc", 2))
+      [b'\\x00ab', b'\\x01c']
+    """
+    view = memoryview(message)
+    for start in range(0, max(len(view), 1), size_bytes):
+        end = start + size_bytes
+        yield (LAST if end >= len(view) else MORE) + view[start:end]
+
+
+class Joiner:
+    """Joins the pieces of messages again, none longer than a limit.
+
+    Args:
+      max_bytes: of a message.
+
+    Example:
+      >>> joiner = Joiner(10)
+      >>> [joiner.add(piece) for piece in chunks(b"abc", 2)]
+      [None, b'abc']
+    """
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes = max_bytes
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def add(self, piece: bytes) -> bytes | None:
+        """The message that a piece completes, or None.
+
+        Raises:
+          ValueError: for a piece without a mark, or a message above the limit.
+        """
+        mark = piece[:1]
+        if mark not in (MORE, LAST) or not piece:
+            raise ValueError(f"a piece begins with {mark!r}: expected 0 or 1")
+        self._size += len(piece) - 1
+        if self._size > self.max_bytes or (mark == MORE and len(piece) == 1):
+            raise ValueError(
+                f"a message of {self._size} bytes or more; at most {self.max_bytes} "
+                "are taken, and no empty pieces before the last"
+            )
+        self._parts.append(piece[1:])
+        if mark == MORE:
+            return None
+        whole = b"".join(self._parts)
+        self._parts, self._size = [], 0
+        return whole

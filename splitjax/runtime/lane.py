@@ -1,0 +1,187 @@
+"""A lane: the cloud's half of one edge's run, in memory."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+
+from splitjax.core.algorithm import Algorithm, At, add_metrics
+from splitjax.core.tree import Tree
+from splitjax.runtime import frame
+from splitjax.runtime.programs import Exchange, Programs, at_tick
+from splitjax.runtime.schema import Schema, WrongSchema
+from splitjax.runtime.shapes import Shapes
+
+
+class Made(NamedTuple):
+    """What a cloud builds for a slot.
+
+    Attributes:
+      algorithm: the protocol.
+      key: the run's typed PRNG key.
+      micro: ticks in a step.
+      weights: what the edge starts from; see `programs.weights_of`.
+      edge: specs of all that the edge holds.
+      shared: what the cloud holds once, at first.
+      slot: what the cloud holds for the edge, at first.
+      check: `(batch specs) -> None` raises a `WrongSchema` for shapes that no edge of
+        this run has any business to send.
+    """
+
+    algorithm: Algorithm
+    key: jax.Array
+    micro: int
+    weights: Tree
+    edge: Tree
+    shared: Tree
+    slot: Tree
+    check: Callable[[Tree], None]
+
+
+class Lane:
+    """Runs the cloud's functions on the messages of one edge.
+
+    Args:
+      made: see `Made`.
+      shapes: those that the edge has announced.
+      number: the slot's.
+      run: the run's number, for the frames.
+
+    Example: see `splitjax.runtime.slot`.
+    """
+
+    def __init__(self, made: Made, shapes: Shapes, *, number: int, run: int):
+        self.made, self.shapes, self.number, self.run = made, shapes, number, run
+        self._programs = Programs(made.algorithm)
+        self.put((made.shared, made.slot), 0)
+
+    @property
+    def state(self) -> tuple[Tree, Tree]:
+        """What the cloud holds: shared, and for the edge."""
+        return self._shared, self._slot
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.tick // self.made.micro
+
+    @property
+    def end(self) -> int:
+        """The tick at which the step under way ends."""
+        return (self.step + 1) * self.made.micro
+
+    def put(self, state: tuple[Tree, Tree], tick: int) -> None:
+        """Takes a state for its own, at the beginning of a step."""
+        self._shared, self._slot = state
+        self.tick = tick  # the first of the step under way
+        self._done: dict[int, int] = {}  # hops of the ticks of this step
+        self._live: dict[int, tuple[Tree, dict]] = {}  # by tick
+        self._total: dict = {}
+        self.metrics: dict[str, float] = {}  # of the last step
+
+    def hops(self, tick: int) -> int:
+        """How many hops a tick has."""
+        return len(self._programs.hops(self._at(tick)))
+
+    def is_due(self, tick: int, hop: int) -> bool:
+        """Each hop takes the ticks in order, and a tick its hops."""
+
+        def reached(other):
+            return self._done.get(other, 0) >= min(hop + 1, self.hops(other))
+
+        mine = self._done.get(tick, 0) == hop
+        return mine and all(reached(other) for other in range(self.tick, tick))
+
+    def open(self, tick: int, hop: int, data: bytes) -> tuple[Tree, Exchange]:
+        """The message of a frame, and what its hop exchanges; nothing is changed.
+
+        Raises:
+          FrameError: for a frame that is not what it must be.
+        """
+        at = self._at(tick)
+
+        def found(batch):
+            return self._programs.exchanges(*self._specs, batch, at)[hop]
+
+        exchange = self._matching(found, self.shapes.train(), data)
+        return frame.read(exchange.up, data, check_finite=True)[1], exchange
+
+    def apply(
+        self, tick: int, hop: int, message: Tree, exchange: Exchange
+    ) -> bytes | None:
+        """Runs a hop on what `open` gave; returns the frame that goes down, if any.
+
+        When a step is done, `tick` moves to its end, and `metrics` are those of it.
+        """
+        at = self._at(tick)
+        live, metrics = self._live.pop(tick, ({}, {}))
+        program = self._programs.cloud(hop, at)
+        self._shared, (changes,), (live,), (out,), new = program(
+            self._shared, (self._slot,), (live,), (message,), (at,)
+        )
+        self._slot = {**self._slot, **changes}
+        self._done[tick] = hop + 1
+        metrics = add_metrics(metrics, new)
+        down = None
+        if exchange.down is not None:
+            down = self.frame(exchange.down, jax.device_get(out), "train", tick, hop)
+        if hop < self.hops(tick) - 1:
+            self._live[tick] = live, metrics
+            return down
+        self._total = add_metrics(self._total, metrics)
+        if at.apply:
+            self.metrics = {name: float(v) for name, v in self._total.items()}
+            self._total, self._done, self.tick = {}, {}, tick + 1
+        return down
+
+    def predict(self, header: frame.Header, data: bytes) -> bytes:
+        """The answer to a frame of a forward pass; nothing is learned."""
+        at = self._at(self.tick)
+        at = At(at.key, at.step, at.tick, at.slot, apply=False)
+
+        def found(x):
+            exchanges = self._programs.predictions(*self._specs, x, at)
+            return exchanges[min(header.hop, len(exchanges) - 1)]
+
+        exchange = self._matching(found, self.shapes.predict(), data)
+        message = frame.read(exchange.up, data, check_finite=True)[1]
+        program = self._programs.predict_cloud(header.hop)
+        lanes = (self._slot,), ({},), (message,), (at,)
+        out = jax.device_get(program(self._shared, *lanes)[3][0])
+        return self.frame(exchange.down, out, "predict", header.tick, header.hop)
+
+    def weights(self) -> bytes:
+        """The frame of what the edge starts from."""
+        weights = jax.device_get(self.made.weights)
+        return self.frame(Schema.of(weights), weights, "weights", 0, 0)
+
+    def frame(
+        self, schema: Schema, tree: Tree, kind: str, tick: int, hop: int
+    ) -> bytes:
+        """Writes a frame of this run and slot."""
+        where = {"run": self.run, "slot": self.number, "tick": tick, "hop": hop}
+        return frame.write(schema, tree, kind=kind, **where)
+
+    def _matching(self, found: Callable, shapes: Iterable, data: bytes) -> Any:
+        """The exchange, of those that follow from announced shapes, of a frame."""
+        schema = frame.peek(data).schema
+        for shape in shapes:
+            try:
+                exchange = found(shape)
+            except (TypeError, ValueError) as error:
+                # They pass the check, and still the model cannot take them.
+                raise WrongSchema(f"no tick has these shapes: {error}") from error
+            if exchange.up is not None and exchange.up.hash == schema:
+                return exchange
+        raise WrongSchema(
+            f"a frame of schema {schema.hex()}, which follows from none of the "
+            f"{len(self.shapes)} shapes that were announced: do both ends run one "
+            "config?"
+        )
+
+    def _at(self, tick: int) -> At:
+        return at_tick(self.made.key, tick, slot=self.number, micro=self.made.micro)
+
+    @property
+    def _specs(self) -> tuple[Tree, Tree, Tree]:
+        return self.made.edge, self._shared, self._slot

@@ -1,0 +1,263 @@
+"""A slot: what the cloud holds for one edge, and does with its messages."""
+
+import hashlib
+import pathlib
+import re
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+from splitjax.runtime import control, frame
+from splitjax.runtime.control import Refused
+from splitjax.runtime.lane import Lane, Made
+from splitjax.runtime.ledger import CAME, WENT, Ledger
+from splitjax.runtime.shapes import Shapes
+from splitjax.storage.frames import Frames
+
+NAME = re.compile(r"[0-9a-f]{32}")  # as `data.batches.name_of` makes them
+Key = tuple[int, int]  # tick and hop
+
+
+class Slot:
+    """One edge's run, as the cloud has it: applied exactly once, and safe on disk.
+
+    A message is (run, slot, tick, hop, digest). It is in the journal before it is
+    applied; one that comes again is answered by the same bytes, and applied no more.
+    Checkpoints are taken where the edge has one, so both ends can return to one state.
+
+    Args:
+      folder: the slot's.
+      made: see `Made`.
+      number: the slot's.
+      config: what the run depends on; a folder with another config is refused.
+
+    Raises:
+      InUse, CheckpointError, JournalError: see `Ledger`.
+      Refused: when a replay does not give what was answered before.
+    """
+
+    def __init__(
+        self, folder: str | pathlib.Path, made: Made, *, number: int, config: dict
+    ):
+        self._ledger = Ledger(folder, config)
+        self._kept = pathlib.Path(folder) / "frames"
+        self._shapes = Shapes()
+        try:
+            if self._ledger.fresh:
+                facts = {"tick": 0, "run": secrets.randbits(63)}
+                self._ledger.save(0, (made.shared, made.slot), facts)
+            _, facts = self._ledger.load((made.shared, made.slot))
+            self.lane = Lane(made, self._shapes, number=number, run=facts["run"])
+            self._restore()
+            self._replay()
+        except BaseException:
+            self._ledger.close()
+            raise
+
+    def _restore(self) -> None:
+        """Goes to the state of the checkpoint."""
+        state, facts = self._ledger.load(self.lane.state)
+        self.lane.put(state, facts["tick"])
+        self.base: int = facts["tick"]
+        self._held: dict[Key, bytes] = {}  # came too early
+        self._answers: dict[Key, tuple[bytes, int | None]] = {}  # digest, place
+        self._ack = (-1, b"")  # of the last step, and its tick
+        self._names: dict[int, str] = {}
+        self._frames = Frames(self._kept, self.lane.step)
+
+    def _replay(self) -> None:
+        """Does again what the journal has, and compares the answers."""
+        waiting: tuple[Key, bytes] | None = None
+        for place, kind, data in self._ledger:
+            if kind == WENT and waiting is not None:
+                key, answer = waiting
+                if answer != data:
+                    self._ledger.rewind()
+                    raise Refused(
+                        "replay",
+                        f"tick {key[0]}, hop {key[1]} gives another answer than "
+                        "before: another machine, or other libraries? The slot is back "
+                        f"at tick {self.base}: start the edge anew from its checkpoint",
+                    )
+                self._answers[key] = self._answers[key][0], place
+                waiting = None
+            elif control.is_control(data) and control.read(data).kind != "kept":
+                said = control.read(data)
+                if said.kind == "shape":
+                    self._shapes.add(said.fields["batch"], self.lane.made.check)
+                else:
+                    self._names[said.fields["tick"]] = said.fields["name"]
+            else:
+                key = _key(data)
+                answer = self._apply(key, data, *self._open(key, data))
+                waiting = None if answer is None else (key, answer)
+        if waiting is not None:
+            self._answer(*waiting)
+
+    def close(self) -> None:
+        """Lets the folder go; what was answered is on disk."""
+        self._ledger.close()
+
+    def welcome(self, hello: dict[str, Any]) -> Iterator[bytes]:
+        """Answers a hello: where the run stands, and the weights where they are needed.
+
+        A new process of the edge begins at its checkpoint, so the slot goes back to its
+        own, which is of the same tick.
+
+        Raises:
+          Refused: where the two have no state in common.
+        """
+        tick = 0 if hello["fresh"] else hello["tick"]
+        anew = hello["fresh"] or hello["resumed"]
+        now = self.lane.tick
+        if anew and tick == self.base and (self._answers or self._held):
+            self._ledger.rewind()
+            self._restore()
+            now = self.base
+        if tick != now if anew else not self.base <= tick <= now:
+            raise Refused(
+                "stale",
+                f"the edge is at tick {tick}, the cloud at {now} with a "
+                f"checkpoint of {self.base}: they have no state in common. Put the "
+                "right workdir back, or start in new ones on both ends",
+            )
+        self.announce(hello["batch"])
+        version = hello["version"]
+        yield control.write("welcome", run=self.lane.run, tick=now, version=version)
+        if hello["fresh"]:
+            yield self.lane.weights()
+
+    def announce(self, batch: bytes) -> None:
+        """Learns the shapes of a batch that frames will come of."""
+        if batch not in self._shapes:
+            self._shapes.add(batch, self.lane.made.check)
+            self._ledger.write(CAME, control.write("shape", batch=batch), sync=False)
+
+    def handle(self, data: bytes) -> Iterator[bytes]:
+        """Takes a message of the edge, and gives the answers.
+
+        Raises:
+          FrameError, Refused: for a message that is not taken; nothing of it was used.
+        """
+        if control.is_control(data):
+            kind, fields = control.read(data)
+            if kind == "shape":
+                self.announce(fields["batch"])
+            elif kind == "durable":
+                yield self._durable(**fields)
+            elif kind == "name":
+                self._name(data, **fields)
+            elif kind == "kept":
+                yield from self._train((fields["tick"], 0), data)
+            else:
+                raise Refused("order", f"{kind!r} is nothing that an edge says here")
+            return
+        header = frame.peek(data)
+        run, number = self.lane.run, self.lane.number
+        if (header.run, header.slot) != (run, number):
+            raise Refused(
+                "run",
+                f"a frame of run {header.run:x}, slot {header.slot}; this is run "
+                f"{run:x}, slot {number}",
+            )
+        if header.kind == "train":
+            yield from self._train((header.tick, header.hop), data)
+        elif header.kind == "predict":
+            yield self.lane.predict(header, data)
+        else:
+            raise Refused("order", f"an edge sends no frame of kind {header.kind!r}")
+
+    def _train(self, key: Key, data: bytes) -> Iterator[bytes]:
+        tick, hop = key
+        if tick < self.base:
+            raise Refused("stale", f"tick {tick}: all before {self.base} is settled")
+        if key in self._answers:
+            known, place = self._answers[key]
+            if known != _digest(data):
+                raise Refused("digest", f"tick {tick}, hop {hop} was another message")
+            if place is not None:
+                yield self._ledger.read(place)
+            if self._ack[0] == tick:
+                yield self._ack[1]
+            return
+        hops, end = self.lane.hops(tick), self.lane.end
+        if hop >= hops or tick >= end:
+            raise Refused(
+                "order",
+                f"tick {tick}, hop {hop}: this step ends before tick {end}, and its "
+                f"hops before {hops}",
+            )
+        self._held[key] = data
+        while due := [key for key in sorted(self._held) if self.lane.is_due(*key)]:
+            key, data = due[0], self._held.pop(due[0])
+            opened = self._open(key, data)
+            self._ledger.write(CAME, data)
+            answer = self._apply(key, data, *opened)
+            if answer is not None:
+                yield self._answer(key, answer)
+            if self._ack[0] == key[0]:
+                yield self._ack[1]
+
+    def _open(self, key: Key, data: bytes) -> tuple:
+        """See `Lane.open`; of a message that is kept, the name is enough."""
+        if control.is_control(data):
+            name = control.read(data).fields["name"]
+            kept = self._frames.get(name) if NAME.fullmatch(name) else None
+            if kept is None:
+                raise Refused("order", f"nothing is kept under the name {name:.50}")
+            data = kept
+        return self.lane.open(*key, data)
+
+    def _apply(self, key: Key, data: bytes, message: Any, exchange: Any) -> Any:
+        tick, hop = key
+        before = self.lane.tick
+        answer = self.lane.apply(tick, hop, message, exchange)
+        self._answers[key] = _digest(data), None
+        if hop == 0 and (name := self._names.pop(tick, None)) is not None:
+            self._frames.put(name, tick // self.lane.made.micro, data)
+        if self.lane.tick != before:
+            ack = control.write("ack", tick=tick, metrics=self.lane.metrics)
+            self._ack = tick, ack
+        return answer
+
+    def _answer(self, key: Key, answer: bytes) -> bytes:
+        place = self._ledger.write(WENT, answer, sync=False)
+        self._answers[key] = self._answers[key][0], place
+        return answer
+
+    def _durable(self, *, step: int, tick: int) -> bytes:
+        """The edge has its state of a tick on disk; now the cloud has its own."""
+        lane = self.lane
+        if (step, tick) != (lane.step, lane.tick) or self._held:
+            raise Refused(
+                "order", f"durable at tick {tick}, but the cloud is at {lane.tick}"
+            )
+        if tick != self.base:
+            facts = {"tick": tick, "run": lane.run}
+            self._ledger.save(step, lane.state, facts)
+            lane.put(lane.state, tick)
+            for batch in self._shapes:
+                shape = control.write("shape", batch=batch)
+                self._ledger.write(CAME, shape, sync=False)
+            self.base = tick
+            self._answers = {}
+        return control.write("saved", tick=tick)
+
+    def _name(self, data: bytes, *, tick: int, name: str) -> None:
+        """The first message of a tick is to be kept under a name."""
+        if not self.lane.made.algorithm.once or not NAME.fullmatch(name):
+            raise Refused("order", f"nothing is kept here under the name {name:.50}")
+        if tick >= self.lane.tick and (tick, 0) not in self._answers:
+            self._names[tick] = name
+            self._ledger.write(CAME, data, sync=False)
+
+
+def _key(data: bytes) -> Key:
+    if control.is_control(data):
+        return control.read(data).fields["tick"], 0
+    header = frame.peek(data)
+    return header.tick, header.hop
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
