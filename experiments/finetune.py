@@ -1,4 +1,7 @@
-"""Fine-tunes a cut model, and with --config.compare=True the un-split one beside it."""
+"""Fine-tunes a cut model, and with --config.compare=True the un-split one beside it.
+
+With --config.mode=processes edge and cloud are two processes, over TLS on loopback.
+"""
 
 import dataclasses
 import json
@@ -6,7 +9,7 @@ import sys
 
 from absl import logging
 
-from splitjax.train import flags, report
+from splitjax.train import flags, processes, report
 from splitjax.train.loop import train
 
 LAUNCH = flags.define("configs/sft_stsb.py")
@@ -15,7 +18,13 @@ LAUNCH = flags.define("configs/sft_stsb.py")
 def main(_: list[str]) -> None:
     """Runs every mode and seed, one after the other, and reports on them together."""
     experiment, workdir = LAUNCH.experiment, LAUNCH.workdir
+    experiment.validate()
     modes = [experiment.mode]
+    if experiment.mode == "processes":
+        # They leave finished runs, which are read below, and not run again.
+        if status := processes.both(flags.config_arguments(), workdir):
+            sys.exit(status)
+        modes = ["split"]
     if experiment.compare and experiment.mode != "unsplit":
         modes.append("unsplit")
     summaries, folders = [], {}

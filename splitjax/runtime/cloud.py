@@ -35,8 +35,8 @@ class Plan(NamedTuple):
     make: Callable[[], Made]
 
 
-# `(slot, config, facts)`, as the edge gives them.
-Build = Callable[[int, dict, dict], Plan]
+# `(slot, fields of the hello)`, as the edge gives them.
+Build = Callable[[int, dict], Plan]
 
 
 @dataclasses.dataclass
@@ -242,7 +242,7 @@ class Cloud:
 
     def _open(self, place: _Place, hello: dict) -> Slot:
         number = place.status.slot
-        plan = self._build(number, hello["config"], hello["facts"])
+        plan = self._build(number, hello)
         if place.slot is None or place.name != plan.name:
             self._drop(place)
             folder = self._folder / f"slot_{number}" / plan.name

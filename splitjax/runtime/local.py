@@ -83,8 +83,17 @@ class Local:
             )
         self.kept = store
 
-    def start(self, params: tuple, state: tuple, x: Tree) -> RunState:
-        """The first state, from parameters and state by segment."""
+    def start(
+        self, params: tuple, state: tuple, x: Tree, *, tick: int | None = None
+    ) -> RunState:
+        """The first state, from parameters and state by segment.
+
+        Args:
+          params: by segment.
+          state: by segment.
+          x: the model's input.
+          tick: of a checkpoint to go on from, which an `Edge` must tell.
+        """
         made = self.algorithm.init(params, state, x)
         # Copies, since a step uses up what it is given, and `params` are the caller's.
         return RunState(*jax.tree.map(jnp.copy, made))

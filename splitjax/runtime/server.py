@@ -1,12 +1,19 @@
 """The cloud's door: a gRPC server with one stream for each edge."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
 
 from splitjax.runtime.address import check_plain
-from splitjax.runtime.channel import CHUNK_BYTES, Closed, Joiner, Mailbox, chunks
+from splitjax.runtime.channel import (
+    CHUNK_BYTES,
+    Channel,
+    Closed,
+    Joiner,
+    Mailbox,
+    chunks,
+)
 from splitjax.runtime.cloud import Cloud
 from splitjax.runtime.events import tell
 from splitjax.runtime.guard import Guard, Unauthenticated
@@ -44,6 +51,7 @@ class Server:
       credentials: see `credentials.server_credentials`; None is plain text.
       plain: allows plain text beyond loopback.
       max_message_bytes: of a message from an edge.
+      wrap: put around each channel, as `network.Slow`.
 
     Raises:
       ServerError: when the address is in use, or is none.
@@ -68,6 +76,7 @@ class Server:
         credentials: Any = None,
         plain: bool = False,
         max_message_bytes: int = 2**28,
+        wrap: Callable[[Channel], Channel] = lambda channel: channel,
     ):
         import grpc
         from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -76,6 +85,7 @@ class Server:
             check_plain(address, plain)
         self.cloud = cloud
         self._guard, self._max_bytes = guard, max_message_bytes
+        self._wrap = wrap
         slots = len(cloud.status())
         pool = futures.ThreadPoolExecutor(slots + SPARE_THREADS, "splitjax-cloud")
         self._server = grpc.server(
@@ -133,7 +143,9 @@ class Server:
             return
         stream = ServerStream(requests, context, self._max_bytes)
         worker = threading.Thread(
-            target=self.cloud.serve, args=(slot, stream), name=f"splitjax-slot-{slot}"
+            target=self.cloud.serve,
+            args=(slot, self._wrap(stream)),
+            name=f"splitjax-slot-{slot}",
         )
         worker.start()
         try:

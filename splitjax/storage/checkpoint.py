@@ -86,7 +86,12 @@ class Checkpoints:
         leaves, treedef = jax.tree.flatten(like)
         loaded: Any = _load(str(folder / "tree"), _abstract(leaves))
         tree = treedef.unflatten([loaded[str(i)] for i in range(len(leaves))])
-        return tree, json.loads((folder / "facts.json").read_text())
+        return tree, self.facts(step)
+
+    def facts(self, step: int) -> dict:
+        """The facts of a checkpoint, without its tree."""
+        path = self.folder / "checkpoints" / str(step) / "facts.json"
+        return json.loads(path.read_text())
 
 
 def _load(path: str, like: Any) -> Any:

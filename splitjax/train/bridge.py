@@ -63,6 +63,54 @@ def public_batches(
         epoch += 1
 
 
+def squeezed_params(
+    given: Tree,
+    teacher: Sequence[Stage],
+    student: Sequence[Stage],
+    *,
+    layer: int,
+    squeeze: Squeeze,
+    inputs: Iterator[Tree],
+    link: Link,
+    steps: int,
+    learning_rate: float,
+    about: dict[str, Any],
+) -> Tree:
+    """Pretrained parameters of a model with a narrow cut: fitted, then distilled.
+
+    Args:
+      given: those of the whole model, by stage name.
+      teacher: its stages, without a head.
+      student: those of the cut one.
+      layer: see `fit_squeeze`.
+      squeeze: see `fit_squeeze`.
+      inputs: public texts, read where the weights alone do not decide.
+      link: of the cut.
+      steps: of distillation; 0 for none.
+      learning_rate: see `distill`.
+      about: see `distilled`.
+    """
+    kwargs: dict[str, Any] = dict(layer=layer, squeeze=squeeze, inputs=inputs)
+    if not steps and squeeze.mode == "svd" and not isinstance(squeeze.skip, int):
+        return fit_squeeze(teacher, given, {}, {}, **kwargs)
+    x = next(inputs)
+    whole = pretrained.start(teacher, given, key=jax.random.key(0), spec=spec_of(x))
+    fitted = fit_squeeze(teacher, given, *whole, **kwargs)
+    if not steps:
+        return fitted
+    return distilled(
+        teacher,
+        student,
+        given,
+        fitted,
+        link=link,
+        inputs=inputs,
+        steps=steps,
+        learning_rate=learning_rate,
+        about={**about, "inputs": sorted(x)},
+    )
+
+
 def fit_squeeze(
     stages: Sequence[Stage],
     given: Tree,

@@ -42,10 +42,8 @@ class Parts:
     Attributes:
       split: the cut model with its links and its loss.
       algorithm: the protocol.
-      params: by segment.
-      state: by segment.
-      train: the batches to learn from; see `splitjax.data.Batches`.
-      evals: the batches to score on, by the name of the data split.
+      params: by segment; specs at an edge, whose weights are the cloud's.
+      state: by segment, likewise.
       score: `(predicted, wanted) -> float` on the host.
       score_name: what it is called.
       baseline_width: the width of the layer boundary whose float32 traffic the bytes
@@ -53,20 +51,24 @@ class Parts:
       setup_bytes: what is sent before the first step.
       send_once: whether the cloud keeps what the first epoch sent it.
       edge_share: the edge's part of the floating-point operations of a forward pass.
+      train: the batches to learn from; see `splitjax.data.Batches`.
+      evals: the batches to score on, by the name of the data split.
+      facts: what a cloud must know of the data, as JSON types.
     """
 
     split: Split
     algorithm: Algorithm
     params: tuple
     state: tuple
-    train: Any
-    evals: dict[str, Any]
     score: Any
     score_name: str
     baseline_width: int = 0
     setup_bytes: int = 0
     send_once: bool = False
     edge_share: float = 1.0
+    train: Any = None
+    evals: dict[str, Any] = dataclasses.field(default_factory=dict)
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -74,7 +76,9 @@ class Experiment:
     """Options that every experiment has; a system adds its own in a subclass."""
 
     task: str = option("", "the data set's name, or a CSV or JSONL file")
-    mode: str = option("split", "'split', or 'unsplit': the same run without a cut")
+    mode: str = option(
+        "split", "'split'; 'processes': its halves in two; 'unsplit': without a cut"
+    )
     compare: bool = option(False, "also run un-split, for the report")
     seeds: tuple[int, ...] = option((0,), "one run each; mean and deviation over them")
     epochs: int = option(3, "passes over the training data")
@@ -110,13 +114,37 @@ class Experiment:
     # Options that a run without a cut does not read; a subclass adds its own.
     OF_THE_CUT: ClassVar[tuple[str, ...]] = ("in_flight", "exact_norm")
 
-    def parts(self, seed: int) -> Parts:
-        """Builds everything that a run with this seed needs."""
+    def parts(self, seed: int, *, weights: bool = True) -> Parts:
+        """Builds everything that a run with this seed needs.
+
+        Args:
+          seed: of the run.
+          weights: False where a cloud has them: params and state are specs then.
+        """
         raise NotImplementedError(f"{type(self).__name__} defines no parts()")
+
+    def model_parts(
+        self, seed: int, facts: dict, x: Tree, *, weights: bool = True
+    ) -> Parts:
+        """All parts but the data: what a cloud builds, who has not seen it.
+
+        Args:
+          seed: of the run.
+          facts: as the edge gives them; checked by `check_facts`.
+          x: specs of an input.
+          weights: see `parts`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no model_parts()")
+
+    def check_facts(self, facts: dict) -> None:
+        """Raises a ValueError for facts that no data of this experiment has."""
+
+    def check_batch(self, batch: Tree) -> None:
+        """Raises a ValueError for specs of a batch that this experiment has not."""
 
     def validate(self) -> None:
         """Raises a ValueError for options that make no sense."""
-        check(self.mode, "mode", ("split", "unsplit"))
+        check(self.mode, "mode", ("split", "unsplit", "processes"))
         check(self.schedule, "schedule", ("linear", "cosine", "constant"))
         for name in ("epochs", "batch_size", "micro", "in_flight"):
             if getattr(self, name) < 1:

@@ -2,11 +2,10 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from splitjax import codecs, data
@@ -23,111 +22,62 @@ from splitjax.models import heads, pretrained
 from splitjax.models.bert import bert
 from splitjax.models.bert_config import BertConfig
 from splitjax.models.squeeze import Squeeze
-from splitjax.train.bridge import distilled, fit_squeeze, public_batches
-from splitjax.train.experiment import Experiment, Parts, check, option
-from splitjax.train.task import HEADS, SCORES, TASKS, TOWERS, task
+from splitjax.train.bridge import public_batches, squeezed_params
+from splitjax.train.experiment import Parts
+from splitjax.train.finetune_options import DTYPES, FinetuneOptions
+from splitjax.train.task import SCORES, TASKS, TOWERS, Task, task
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
-
-@dataclasses.dataclass
-class Finetune(Experiment):
-    """Options of a fine-tuning run; the system it stands for is SFT.
+class Finetune(FinetuneOptions):
+    """A fine-tuning run: how its parts are built from its options.
 
     The edge holds the layers before the cut and the texts. The cut lies inside of the
     feed-forward block of one layer (`squeeze=True`), or after any stage (`after`).
     """
 
-    model: str = option("minilm", "'minilm', 'mpnet', or a Hugging Face folder")
-    head: str = option("", f"one of {HEADS}; by default after the task's labels")
-    pool: str = option("cls", "of a one-text head: 'cls', 'pooler' or 'mean'")
-    max_length: int = option(128, "tokens of a text at most; longer ones are cut off")
-    data_dir: str = option("", "a folder of GLUE's TSV files, where not the default")
-    metric: str = option("", f"one of {tuple(SCORES)}; by default the task's own")
-    limit: int = option(0, "training examples at most; 0: all of them")
-    dtype: str = option("float32", f"what is computed in: one of {tuple(DTYPES)}")
-    squeeze: bool = option(True, "cut inside of a feed-forward block (SFT)")
-    layer: int = option(2, "the squeezed layer, from 0; the paper's split is one more")
-    rank: int = option(8, "dimensions of the code")
-    skip: int = option(0, "dimensions of the low-rank skip; 0: the skip is removed")
-    keep_skip: bool = option(False, "send the whole skip beside the code")
-    bridge: str = option("svd", "the code: 'svd' of W, or 'pca' of the block's input")
-    fit_text: tuple[str, ...] = option(
-        ("snli", "rotten_tomatoes"), "public data sets whose texts the code is fit to"
-    )
-    fit_steps: int = option(0, "steps of distillation on public text; 0: none")
-    fit_rate: float = option(5e-4, "the learning rate of distillation")
-    after: tuple[str, ...] = option((), "where to cut instead, one place or several")
-    label_side: str = option("cloud", "where the labels are: 'cloud' or 'edge'")
-    frozen_edge: bool = option(False, "the edge does not learn; no gradient is sent")
-    send_once: bool = option(
-        False, "with a frozen edge: the cloud keeps what the first epoch sent it"
-    )
-    forward_bits: int = option(32, "of an activation: 32, 16 (bf16), or 2 to 8")
-    backward_bits: int = option(32, "of a gradient, likewise")
-    grid: str = option("channel", "what shares a grid: 'token', 'channel' or 'group'")
-    ragged: bool = option(True, "leave padding out of the messages")
-
-    OF_THE_CUT: ClassVar[tuple[str, ...]] = (
-        *Experiment.OF_THE_CUT,
-        *("squeeze", "layer", "rank", "skip", "keep_skip", "bridge", "after", "grid"),
-        *("fit_text", "fit_steps", "fit_rate", "label_side", "frozen_edge", "ragged"),
-        *("forward_bits", "backward_bits"),
-    )
-
-    def validate(self) -> None:
-        """Raises a ValueError for options that make no sense."""
-        super().validate()
-        check(self.dtype, "dtype", tuple(DTYPES))
-        check(self.label_side, "label_side", ("cloud", "edge"))
-        check(self.bridge, "bridge", ("svd", "pca"))
-        if self.head:
-            check(self.head, "head", HEADS)
-        if self.metric:
-            check(self.metric, "metric", tuple(SCORES))
-        if self.send_once and not self.frozen_edge:
-            raise ValueError(
-                "send_once=True needs frozen_edge=True: an edge that learns has "
-                "something new to send in every epoch"
-            )
-        if self.mode == "split" and not (self.squeeze or self.after):
-            raise ValueError(
-                "a split run needs a place to cut: squeeze=True, or after=('layer_2',)"
-            )
-
-    def parts(self, seed: int) -> Parts:
+    def parts(self, seed: int, *, weights: bool = True) -> Parts:
         """Builds model, cut, links, data and optimizer."""
         table = self._table("train")
         if self.limit:
             table = table.take(self.limit)
-        about = task(self.task, table.classes)
-        folder = self.folder()
-        config = pretrained.read_config(folder)
-        head = self._head(table)
+        head = self._head(table.classes, table.text_b is not None)
         train = self.batches(table, head, seed)
         evals = {
             name: self.batches(self._table(name, table.classes), head, seed)
-            for name in about.splits
+            for name in self._about(table.classes).splits
         }
         first = next(iter(train.epoch(0, micro=self.micro)))[0]
-        x = model_inputs(first)
-        made = self._head_stages(head, table.classes)
-        given = pretrained.load(folder, config)
+        facts = {
+            "classes": table.classes,
+            "pairs": table.text_b is not None,
+            "steps_per_epoch": train.steps_per_epoch(),
+        }
+        made = self.model_parts(seed, facts, model_inputs(first), weights=weights)
+        return dataclasses.replace(made, train=train, evals=evals, facts=facts)
+
+    def model_parts(
+        self, seed: int, facts: dict, x: Tree, *, weights: bool = True
+    ) -> Parts:
+        """All parts but the data: what a cloud builds, who has not seen it."""
+        classes, pairs = facts["classes"], facts["pairs"]
+        about, head = self._about(classes), self._head(classes, pairs)
+        config = pretrained.read_config(self.folder())
+        made = self._head_stages(head, classes)
         stages = bert(config, made, dtype=DTYPES[self.dtype])
         if self.squeezes():
-            pairs = table.text_b is not None and head not in TOWERS
-            inputs = public_batches(
-                self.fit_text,
-                data.Tokenizer(folder),
-                pairs=pairs,
-                types=bool(config.types),
-            )
             stages = self._bert(config, made)
-            given = self._fitted(config, given, inputs)
         key, spec = jax.random.key(seed), spec_of(x)
-        params, state = pretrained.start(stages, given, key=key, spec=spec)
+        if weights:
+            given = self._given(config, pairs and head not in TOWERS)
+            params, state = pretrained.start(stages, given, key=key, spec=spec)
+        else:
+
+            def fresh():
+                return pretrained.start(stages, {}, key=key, spec=spec)
+
+            params, state = jax.eval_shape(fresh)
         split = self._split(stages, about.loss)
-        steps = train.steps_per_epoch() * self.epochs
+        steps = facts["steps_per_epoch"] * self.epochs
         tx = self.tx(min(steps, self.steps) if self.steps else steps)
         exact = self.exact_norm and bool(self.clip)
         owned = split.cut.partition(params)
@@ -136,8 +86,6 @@ class Finetune(Experiment):
             algorithm=split_learning(split, tx, micro=self.micro, exact_norm=exact),
             params=owned,
             state=split.cut.partition(state),
-            train=train,
-            evals=evals,
             score=SCORES[self.metric or about.metric],
             score_name=self.metric or about.metric,
             baseline_width=config.width if len(split) > 1 else 0,
@@ -178,7 +126,8 @@ class Finetune(Experiment):
         labels = np.zeros(len(first), np.int32)
         table = data.Table(path, "predict", first, second, labels, like.classes)
         found = first if second is None else list(zip(first, second, strict=True))
-        return found, self.batches(table, self._head(like), 0)
+        head = self._head(like.classes, like.text_b is not None)
+        return found, self.batches(table, head, 0)
 
     def squeezes(self) -> bool:
         """Whether this run parts a feed-forward block."""
@@ -210,12 +159,15 @@ class Finetune(Experiment):
         more: dict = {"classes": classes} if given else {}
         return data.load(self.task, split, data_dir=self.data_dir or None, **more)
 
-    def _head(self, table: Any) -> str:
+    def _about(self, classes: int) -> Task:
+        return task(self.task, classes)
+
+    def _head(self, classes: int, pairs: bool) -> str:
         if self.head:
             return self.head
-        if table.classes:
+        if classes:
             return "classification"
-        return "cosine" if table.text_b is not None else "regression"
+        return "cosine" if pairs else "regression"
 
     def _head_stages(self, head: str, classes: int) -> tuple[Stage, ...]:
         return {
@@ -226,38 +178,32 @@ class Finetune(Experiment):
         }[head]()
 
     def _bert(self, config: BertConfig, head: tuple[Stage, ...]) -> tuple[Stage, ...]:
-        skip = "keep" if self.keep_skip else self.skip or None
-        squeeze = {self.layer: Squeeze(self.rank, skip=skip, mode=self.bridge)}
+        squeeze = {self.layer: self._squeeze()}
         return bert(config, head, squeeze=squeeze, dtype=DTYPES[self.dtype])
 
-    def _fitted(self, config: BertConfig, given: Tree, inputs: Iterator[Tree]) -> Tree:
-        """Pretrained parameters of the squeezed model."""
-        plain = bert(config, (), dtype=DTYPES[self.dtype])
-        skip = "keep" if self.keep_skip else self.skip or None
-        squeeze = Squeeze(self.rank, skip=skip, mode=self.bridge)
-        if not self.fit_steps and self.bridge == "svd" and not isinstance(skip, int):
-            # The weights alone decide: no text is read.
-            return fit_squeeze(
-                plain, given, {}, {}, layer=self.layer, squeeze=squeeze, inputs=inputs
-            )
-        x = next(inputs)
-        whole = pretrained.start(plain, given, key=jax.random.key(0), spec=spec_of(x))
-        fitted = fit_squeeze(
-            plain, given, *whole, layer=self.layer, squeeze=squeeze, inputs=inputs
-        )
-        if not self.fit_steps:
-            return fitted
-        return distilled(
-            plain,
-            self._bert(config, ()),
+    def _given(self, config: BertConfig, pairs: bool) -> Tree:
+        """Pretrained parameters, of the squeezed model where it is one."""
+        given = pretrained.load(self.folder(), config)
+        if not self.squeezes():
+            return given
+        tokenizer = data.Tokenizer(self.folder())
+        types = bool(config.types)
+        return squeezed_params(
             given,
-            fitted,
+            bert(config, (), dtype=DTYPES[self.dtype]),
+            self._bert(config, ()),
+            layer=self.layer,
+            squeeze=self._squeeze(),
+            inputs=public_batches(self.fit_text, tokenizer, pairs=pairs, types=types),
             link=self.link(),
-            inputs=inputs,
             steps=self.fit_steps,
             learning_rate=self.fit_rate,
-            about={"texts": self.fit_text, "inputs": sorted(x), "dtype": self.dtype},
+            about={"texts": self.fit_text, "dtype": self.dtype},
         )
+
+    def _squeeze(self) -> Squeeze:
+        skip = "keep" if self.keep_skip else self.skip or None
+        return Squeeze(self.rank, skip=skip, mode=self.bridge)
 
     def _split(self, stages: tuple[Stage, ...], loss: Callable) -> Split:
         places: tuple[str, ...] = ()

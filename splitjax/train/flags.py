@@ -54,6 +54,23 @@ def define(default: str) -> Launch:
     return Launch(holder)
 
 
+def config_arguments() -> list[str]:
+    """The arguments of this command line that choose the config, for another process.
+
+    Example:
+      >>> config_arguments()
+      []
+    """
+    given = sys.argv[1:]
+    found = []
+    for index, argument in enumerate(given):
+        if argument == "--config" and index + 1 < len(given):
+            found += [f"--config={given[index + 1]}"]
+        elif argument.startswith(("--config=", "--config.")):
+            found.append(argument)
+    return found
+
+
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs a main under absl, with programs compiled before kept in the cache."""
 

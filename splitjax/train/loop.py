@@ -6,20 +6,24 @@ import json
 import logging
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
 from splitjax.data.batches import model_inputs, name_of
+from splitjax.runtime.channel import Channel
+from splitjax.runtime.edge import Edge
 from splitjax.runtime.local import Local, RunState
 from splitjax.runtime.meter import Meter
 from splitjax.storage.checkpoint import CheckpointError, Checkpoints
 from splitjax.storage.frames import Frames
+from splitjax.storage.lock import exclusive
 from splitjax.storage.log import Log
 from splitjax.train.experiment import Experiment, Parts
 from splitjax.train.report import summarize
+from splitjax.train.serve import agreed, run_key
 from splitjax.train.trace import Trace
 
 
@@ -36,28 +40,59 @@ class Run:
     """
 
     parts: Parts
-    driver: Local
+    driver: Local | Edge
     state: RunState
     facts: dict[str, Any]
     checkpoints: Checkpoints
 
 
-def open_run(experiment: Experiment, seed: int, folder: str | pathlib.Path) -> Run:
+@dataclasses.dataclass(frozen=True)
+class ToCloud:
+    """How a run reaches a cloud that has its other half.
+
+    Attributes:
+      dial: opens a channel to it.
+      slot: of this edge.
+      deadline_seconds: see `Edge`.
+      patience_seconds: see `Edge`.
+    """
+
+    dial: Callable[[], Channel]
+    slot: int = 0
+    deadline_seconds: float = 120.0
+    patience_seconds: float = 300.0
+
+
+def open_run(
+    experiment: Experiment,
+    seed: int,
+    folder: str | pathlib.Path,
+    cloud: ToCloud | None = None,
+) -> Run:
     """Builds a run, and brings it to where its last checkpoint left it, if any.
+
+    Args:
+      experiment: what to run.
+      seed: see `train`.
+      folder: the run's.
+      cloud: where its other half is; None runs both here.
 
     Raises:
       ValueError: for options that make no sense, or a folder that holds another run.
+      Refused, ConnectionError, Unauthenticated: see `Edge.start`.
     """
     experiment.validate()
     checkpoints = Checkpoints(folder, experiment.identity(seed))
-    parts = experiment.parts(seed)
+    parts = experiment.parts(seed, weights=cloud is None)
     meter = Meter()
-    key = jax.random.fold_in(jax.random.key(seed), 1)
-    driver = Local(parts.algorithm, key, meter=meter, jit=not experiment.debug)
+    driver = _driver(experiment, seed, parts, meter, cloud)
     first, *_ = next(iter(parts.train.epoch(0, micro=experiment.micro)))
-    state = driver.start(parts.params, parts.state, model_inputs(first))
     facts: dict[str, Any] = {"tokens": 0, "seconds": 0.0, "before": {}, "scores": []}
-    if checkpoints.latest() is not None:
+    saved = checkpoints.latest()
+    tick = None if saved is None else checkpoints.facts(saved)["tick"]
+    x = model_inputs(first)
+    state = driver.start(parts.params, parts.state, x, tick=tick)
+    if saved is not None:
         tree, facts = checkpoints.restore((state.edge, state.shared, state.slot))
         state = RunState(*tree, step=facts["step"], tick=facts["tick"])
         meter.merge(facts["bytes"])
@@ -66,15 +101,46 @@ def open_run(experiment: Experiment, seed: int, folder: str | pathlib.Path) -> R
     return Run(parts, driver, state, facts, checkpoints)
 
 
-def open_trained(experiment: Experiment, seed: int, folder: str | pathlib.Path) -> Run:
-    """A run that has a checkpoint.
+def _driver(
+    experiment: Experiment,
+    seed: int,
+    parts: Parts,
+    meter: Meter,
+    cloud: ToCloud | None,
+) -> Local | Edge:
+    key, jit = run_key(seed), not experiment.debug
+    if cloud is None:
+        return Local(parts.algorithm, key, meter=meter, jit=jit)
+    return Edge(
+        parts.algorithm,
+        key,
+        cloud.dial,
+        micro=experiment.micro,
+        slot=cloud.slot,
+        config=agreed(experiment, seed),
+        facts=parts.facts,
+        owners=parts.split.cut.owners,
+        meter=meter,
+        deadline_seconds=cloud.deadline_seconds,
+        patience_seconds=cloud.patience_seconds,
+        jit=jit,
+    )
+
+
+def open_trained(
+    experiment: Experiment,
+    seed: int,
+    folder: str | pathlib.Path,
+    cloud: ToCloud | None = None,
+) -> Run:
+    """A run that has a checkpoint; see `open_run`.
 
     Raises:
       CheckpointError: when the folder has none.
     """
     if not pathlib.Path(folder).is_dir():
         raise CheckpointError(f"{folder}: no such folder: train first")
-    run = open_run(experiment, seed, folder)
+    run = open_run(experiment, seed, folder, cloud)
     if run.checkpoints.latest() is None:
         raise CheckpointError(f"{folder} holds no checkpoint: train first")
     return run
@@ -117,6 +183,7 @@ def train(
     seed: int,
     workdir: str | pathlib.Path,
     *,
+    cloud: ToCloud | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """One run of an experiment; an interrupted one goes on where its checkpoint is.
@@ -126,6 +193,7 @@ def train(
       seed: of the batches' order, dropout and new weights.
       workdir: the run's folder: config.json, metrics.jsonl, TensorBoard events,
         summary.json and checkpoints.
+      cloud: where the other half is; None runs both here.
       progress: whether to show a bar where there is a terminal.
 
     Returns:
@@ -133,7 +201,9 @@ def train(
 
     Raises:
       ValueError: for options that make no sense, or a folder that holds another run.
+      InUse: when another process uses the folder.
       FloatingPointError: when the loss is not finite.
+      Refused, ConnectionError, Unauthenticated: see `Edge.start`.
 
     Example: `python -m experiments.finetune --config=configs/sft_stsb.py`.
     """
@@ -142,7 +212,15 @@ def train(
     Checkpoints(folder, experiment.identity(seed))
     if (folder / "summary.json").exists():
         return json.loads((folder / "summary.json").read_text())
-    run = open_run(experiment, seed, folder)
+    with exclusive(folder):
+        run = open_run(experiment, seed, folder, cloud)
+        with contextlib.closing(run.driver):
+            return _train(experiment, seed, folder, run, progress)
+
+
+def _train(
+    experiment: Experiment, seed: int, folder: pathlib.Path, run: Run, progress: bool
+) -> dict[str, Any]:
     parts, driver, facts = run.parts, run.driver, run.facts
     meter = driver.meter
     per_epoch = parts.train.steps_per_epoch()
@@ -161,6 +239,7 @@ def train(
         facts.update(step=state.step, tick=state.tick, bytes=meter.rows())
         facts["seconds"] = time.monotonic() - started
         run.checkpoints.save(state.step, (state.edge, state.shared, state.slot), facts)
+        driver.saved(state)
 
     with (
         contextlib.closing(Log(folder, run.state.step)) as log,

@@ -28,10 +28,12 @@ def summarize(
 
     `baseline_bytes` is what a cut at a layer boundary would have sent in float32 both
     ways for the same real tokens, padding left out; `ratio` is that over all bytes of
-    the training frames, everything counted.
+    the training frames and of what edge and cloud say besides, everything counted.
     """
-    sent = meter.totals(kind="train")
+    kinds = [meter.totals(kind=kind) for kind in ("train", "control")]
+    sent = {name: sum(kind[name] for kind in kinds) for name in kinds[0]}
     total = sent["bytes_up"] + sent["bytes_down"]
+    weights = meter.totals(kind="weights")["bytes_down"]
     baseline = 2 * 4 * parts.baseline_width * facts["tokens"]
     scores = facts["scores"][-1]
     name = next(iter(parts.evals))
@@ -47,7 +49,7 @@ def summarize(
         "tokens": facts["tokens"],
         "bytes_up": sent["bytes_up"],
         "bytes_down": sent["bytes_down"],
-        "bytes_setup": parts.setup_bytes,
+        "bytes_setup": weights or parts.setup_bytes,
         "bytes": meter.rows(),
         "baseline_bytes": baseline,
         "ratio": round(baseline / total, 2) if total else None,

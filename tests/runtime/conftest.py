@@ -127,7 +127,8 @@ def check(spec) -> None:
 def build(model: Model):
     """A cloud's `build` that knows one config."""
 
-    def plan(number, config, facts):
+    def plan(number, hello):
+        config = hello["config"]
         if config != {"rank": 8}:
             raise Refused("config", f"rank: {config.get('rank')!r} at the edge, 8 here")
         return Plan("run", config, model.made)

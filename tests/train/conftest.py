@@ -51,8 +51,8 @@ def watch(experiment: Finetune, folder) -> Watched:
     seen = Watched({}, folder, None, None, [])
 
     class Spied(Local):
-        def start(self, *args):
-            run = super().start(*args)
+        def start(self, *args, **kwargs):
+            run = super().start(*args, **kwargs)
             seen.start = arrays(run)
             return run
 

@@ -1,0 +1,103 @@
+"""The options of a fine-tuning run, and what they allow."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from splitjax.core.tree import Tree
+from splitjax.train.experiment import Experiment, check, option
+from splitjax.train.task import HEADS, SCORES
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+@dataclasses.dataclass
+class FinetuneOptions(Experiment):
+    """Options of a fine-tuning run; the system it stands for is SFT."""
+
+    model: str = option("minilm", "'minilm', 'mpnet', or a Hugging Face folder")
+    head: str = option("", f"one of {HEADS}; by default after the task's labels")
+    pool: str = option("cls", "of a one-text head: 'cls', 'pooler' or 'mean'")
+    max_length: int = option(128, "tokens of a text at most; longer ones are cut off")
+    data_dir: str = option("", "a folder of GLUE's TSV files, where not the default")
+    metric: str = option("", f"one of {tuple(SCORES)}; by default the task's own")
+    limit: int = option(0, "training examples at most; 0: all of them")
+    dtype: str = option("float32", f"what is computed in: one of {tuple(DTYPES)}")
+    squeeze: bool = option(True, "cut inside of a feed-forward block (SFT)")
+    layer: int = option(2, "the squeezed layer, from 0; the paper's split is one more")
+    rank: int = option(8, "dimensions of the code")
+    skip: int = option(0, "dimensions of the low-rank skip; 0: the skip is removed")
+    keep_skip: bool = option(False, "send the whole skip beside the code")
+    bridge: str = option("svd", "the code: 'svd' of W, or 'pca' of the block's input")
+    fit_text: tuple[str, ...] = option(
+        ("snli", "rotten_tomatoes"), "public data sets whose texts the code is fit to"
+    )
+    fit_steps: int = option(0, "steps of distillation on public text; 0: none")
+    fit_rate: float = option(5e-4, "the learning rate of distillation")
+    after: tuple[str, ...] = option((), "where to cut instead, one place or several")
+    label_side: str = option("cloud", "where the labels are: 'cloud' or 'edge'")
+    frozen_edge: bool = option(False, "the edge does not learn; no gradient is sent")
+    send_once: bool = option(
+        False, "with a frozen edge: the cloud keeps what the first epoch sent it"
+    )
+    forward_bits: int = option(32, "of an activation: 32, 16 (bf16), or 2 to 8")
+    backward_bits: int = option(32, "of a gradient, likewise")
+    grid: str = option("channel", "what shares a grid: 'token', 'channel' or 'group'")
+    ragged: bool = option(True, "leave padding out of the messages")
+
+    OF_THE_CUT: ClassVar[tuple[str, ...]] = (
+        *Experiment.OF_THE_CUT,
+        *("squeeze", "layer", "rank", "skip", "keep_skip", "bridge", "after", "grid"),
+        *("fit_text", "fit_steps", "fit_rate", "label_side", "frozen_edge", "ragged"),
+        *("forward_bits", "backward_bits"),
+    )
+
+    def validate(self) -> None:
+        """Raises a ValueError for options that make no sense."""
+        super().validate()
+        check(self.dtype, "dtype", tuple(DTYPES))
+        check(self.label_side, "label_side", ("cloud", "edge"))
+        check(self.bridge, "bridge", ("svd", "pca"))
+        if self.head:
+            check(self.head, "head", HEADS)
+        if self.metric:
+            check(self.metric, "metric", tuple(SCORES))
+        if self.send_once and not self.frozen_edge:
+            raise ValueError(
+                "send_once=True needs frozen_edge=True: an edge that learns has "
+                "something new to send in every epoch"
+            )
+        if self.mode != "unsplit" and not (self.squeeze or self.after):
+            raise ValueError(
+                "a split run needs a place to cut: squeeze=True, or after=('layer_2',)"
+            )
+
+    def check_facts(self, facts: dict) -> None:
+        """Raises a ValueError for facts that no data of this experiment has."""
+        kinds = {"classes": int, "pairs": bool, "steps_per_epoch": int}
+        if {name: type(value) for name, value in facts.items()} != kinds:
+            raise ValueError(f"the facts of a data set are {kinds}; got {facts!s:.200}")
+        if not (0 <= facts["classes"] <= 10_000 and facts["steps_per_epoch"] >= 1):
+            raise ValueError(f"0 to 10,000 classes and 1 step or more: {facts}")
+
+    def check_batch(self, batch: Tree) -> None:
+        """Raises a ValueError for specs of a batch that this experiment has not."""
+        x, target = batch["x"], batch.get("target")
+        kinds = {"ids": np.int32, "mask": np.bool_, "types": np.int32}
+        if not (isinstance(x, dict) and {"ids", "mask"} <= set(x) <= set(kinds)):
+            raise ValueError(f"an input has ids, mask and maybe types: {x!s:.200}")
+        size, most = -(-self.batch_size // self.micro), max(self.max_length, 1)
+        for name, leaf in x.items():
+            shape = x["ids"].shape
+            if leaf.dtype != kinds[name] or leaf.shape != shape or len(shape) != 2:
+                raise ValueError(f"x/{name}: {leaf}, beside ids {shape}")
+            if shape[0] > 2 * self.batch_size or not 1 <= shape[1] <= most:
+                raise ValueError(f"x/{name}: {shape}; at most {2 * size} rows, {most}")
+        if target is not None and not (
+            set(target) == {"y", "n_valid"}
+            and target["y"].shape == (size,)
+            and target["n_valid"].shape == batch["weight"].shape == ()
+        ):
+            raise ValueError(f"a target is y ({size},) and n_valid: {target!s:.200}")
