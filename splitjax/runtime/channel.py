@@ -4,12 +4,18 @@ import queue
 from collections.abc import Iterator
 from typing import Protocol
 
+from splitjax.runtime.schema import FrameError
+
 CHUNK_BYTES = 2**20
 MORE, LAST = b"\0", b"\1"
 
 
 class Closed(ConnectionError):
     """The other end is gone, or this end was closed."""
+
+
+class BadPiece(FrameError):
+    """A piece of a message that cannot be, or of one above the limit."""
 
 
 class Channel(Protocol):
@@ -164,14 +170,14 @@ class Joiner:
         """The message that a piece completes, or None.
 
         Raises:
-          ValueError: for a piece without a mark, or a message above the limit.
+          BadPiece: for a piece without a mark, or a message above the limit.
         """
         mark = piece[:1]
         if mark not in (MORE, LAST) or not piece:
-            raise ValueError(f"a piece begins with {mark!r}: expected 0 or 1")
+            raise BadPiece(f"a piece begins with {mark!r}: expected 0 or 1")
         self._size += len(piece) - 1
         if self._size > self.max_bytes or (mark == MORE and len(piece) == 1):
-            raise ValueError(
+            raise BadPiece(
                 f"a message of {self._size} bytes or more; at most {self.max_bytes} "
                 "are taken, and no empty pieces before the last"
             )

@@ -59,8 +59,9 @@ class Refused(RuntimeError):
     """The cloud will not go on with this edge; `code` says why in a word.
 
     Attributes:
-      code: "version", "config", "facts", "stale", "busy", "digest", "full", "closing",
-        "order", or the name of a `FrameError`.
+      code: "version", "config", "facts", "slot", "run", "stale", "busy", "digest",
+        "order", "replay", "full", "storage", "closing", "failed", or the name of a
+        `FrameError`.
     """
 
     def __init__(self, code: str, text: str):

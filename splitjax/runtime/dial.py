@@ -6,15 +6,26 @@ from typing import Any
 
 from splitjax.runtime.address import check_plain
 from splitjax.runtime.channel import Closed, Joiner, Mailbox, chunks
+from splitjax.runtime.credentials import CredentialError
 from splitjax.runtime.guard import Unauthenticated, bearer
 from splitjax.runtime.server import OPTIONS, PATH
+
+# gRPC calls each of these "unavailable", but to dial again mends none of them.
+UNTRUSTED = {
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not of an authority in ca.pem, "
+    "or out of date",
+    "Hostname Verification Check failed": "its certificate is of other host names",
+    "WRONG_VERSION_NUMBER": "it speaks no TLS",
+}
+# A cloud that does not take a certificate says nothing, it hangs up.
+HUNG_UP = ("failed to connect", "Socket closed")
 
 
 class Stream:
     """The edge's end of a channel over gRPC; see `dial`."""
 
-    def __init__(self, channel: Any, metadata: list, max_bytes: int):
-        self._channel = channel
+    def __init__(self, channel: Any, address: str, metadata: list, max_bytes: int):
+        self._channel, self._address = channel, address
         self._inbox, self._outbox = Mailbox(), Mailbox()
         method = channel.stream_stream(PATH)
         self._call = method(self._pieces(), metadata=metadata)
@@ -28,7 +39,10 @@ class Stream:
 
     def receive(self, timeout: float | None = None) -> bytes:
         """See `Channel.receive`."""
-        return self._inbox.get(timeout)
+        try:
+            return self._inbox.get(timeout)
+        except TimeoutError as error:
+            raise TimeoutError(f"{self._address}: {error}") from None
 
     def close(self) -> None:
         """See `Channel.close`."""
@@ -43,7 +57,7 @@ class Stream:
         try:
             while True:
                 self._inbox.get(timeout)
-        except (Closed, TimeoutError, Unauthenticated):
+        except (Closed, TimeoutError, Unauthenticated, CredentialError):
             self.close()
 
     def _pieces(self) -> Iterator[bytes]:
@@ -63,7 +77,7 @@ class Stream:
                 if (message := joiner.add(piece)) is not None:
                     self._inbox.put(message)
         except grpc.RpcError as broken:
-            error = _meaning(broken)
+            error = _meaning(broken, self._address)
         except (ValueError, Closed) as broken:
             error = Closed(f"the stream broke: {broken}")
         self._outbox.end(error)
@@ -79,6 +93,10 @@ def dial(
     max_message_bytes: int = 2**30,
 ) -> Stream:
     """Opens a stream to a cloud. It does not wait: what fails shows at `receive`.
+
+    There, a cloud that does not know the edge is an `Unauthenticated`, a cloud whose
+    certificate the edge does not trust is a `CredentialError`, and what may pass is a
+    `Closed`.
 
     Args:
       address: "HOST:PORT".
@@ -102,14 +120,23 @@ def dial(
         channel = grpc.insecure_channel(address, options)
     else:
         channel = grpc.secure_channel(address, credentials, options)
-    return Stream(channel, metadata, max_message_bytes)
+    return Stream(channel, address, metadata, max_message_bytes)
 
 
-def _meaning(error: Any) -> Exception:
-    """What a gRPC error is to us."""
+def _meaning(error: Any, address: str) -> Exception:
+    """What a gRPC error is to us; a `Closed` one is worth to dial again."""
     import grpc
 
-    code, details = error.code(), error.details()
+    code, details = error.code(), error.details() or ""
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         return Unauthenticated(details)
-    return Closed(f"{code.name.lower()}: {details}")
+    for sign, why in UNTRUSTED.items():
+        if sign in details:
+            return CredentialError(f"{address} is not trusted: {why} ({details})")
+    text = f"{address}: {code.name.lower()}: {details}"
+    if all(sign in details for sign in HUNG_UP):
+        text += (
+            ". Who answers hangs up at once: does it ask for a client certificate of "
+            "its own authority, or does only one end speak TLS?"
+        )
+    return Closed(text)

@@ -114,6 +114,7 @@ class Edge:
         Raises:
           Refused: when the cloud will not; `code` says why.
           Unauthenticated: when the cloud does not know this edge.
+          CredentialError: when this edge does not trust the cloud.
           ConnectionError: when it cannot be reached.
         """
         params, state, x = spec_of(params), spec_of(state), spec_of(x)

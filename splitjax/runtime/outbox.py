@@ -154,9 +154,15 @@ class Outbox:
         if not control.is_control(data):
             header = frame.peek(data)
             key = (header.kind, header.tick, header.hop)
-            if (header.run, header.slot) == (self.run, self._slot):
-                if key in self._waiting:  # else it is the second answer to one
-                    self._arrived[key] = data
+            if (header.run, header.slot) != (self.run, self._slot):
+                raise Refused(
+                    "slot",
+                    f"the cloud answers for slot {header.slot}, run {header.run:x}; "
+                    f"this edge has slot {self._slot}, run {self.run:x}: is its token, "
+                    "or its certificate, that of another edge?",
+                )
+            if key in self._waiting:  # else it is the second answer to one
+                self._arrived[key] = data
             return
         kind, fields = control.read(data)
         if kind == "ack":
@@ -192,6 +198,9 @@ class Outbox:
                 tell("dialing again", slot=self._slot, why=str(error), pause=pause)
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            except BaseException:
+                self._drop()  # it is not trusted, or we were interrupted
+                raise
 
     def _greet(self, channel: Channel, *, fresh: bool, resumed: bool) -> None:
         hello = {**self._hello, "fresh": fresh, "resumed": resumed, "tick": self._tick}

@@ -8,6 +8,7 @@ from typing import Any
 from splitjax.runtime.address import check_plain
 from splitjax.runtime.channel import (
     CHUNK_BYTES,
+    BadPiece,
     Channel,
     Closed,
     Joiner,
@@ -203,8 +204,9 @@ class ServerStream:
                 if (message := joiner.add(piece)) is not None:
                     self._inbox.put(message)
             self._inbox.end()
-        except ValueError as error:
-            self._inbox.end(Closed(f"the edge sent nonsense: {error}"))
+        except BadPiece as error:
+            # The cloud tells the edge: else it would dial and send the same again.
+            self._inbox.end(error)
         except Exception as error:
             # gRPC raises a bare Exception when the call is over.
             self._inbox.end(Closed(f"the stream broke: {error}"))
