@@ -129,31 +129,66 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def plot(rows: Sequence[dict[str, Any]], path: pathlib.Path, title: str = "") -> None:
-    """Draws score against ratio, on a logarithmic axis, to a PNG file."""
+    """Draws score against ratio, on a logarithmic axis, to a PNG file.
+
+    The points are numbered, and named in the legend beside the picture; a line joins
+    those that no other one beats in both score and ratio.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     axes = figure.subplots()
-    axes.axhline(rows[0]["value"], color="gray", ls="--", label="un-split")
+    base, shown = rows[0], [r for r in rows[1:] if r["ratio"]]
+    axes.axhline(base["value"], color="gray", ls="--", label="un-split")
     axes.axvline(96, color="gray", ls=":", label="96x")
-    for r in rows[1:]:
-        if not r["ratio"]:
-            continue
+    best = frontier(shown)
+    axes.plot(
+        [r["ratio"] for r in best],
+        [r["value"] for r in best],
+        color="lightgray",
+        zorder=1,
+        label="best",
+    )
+    for number, r in enumerate(shown, 1):
         axes.errorbar(
-            r["ratio"], r["value"], r["deviation"] or None, fmt="o", capsize=3
+            r["ratio"],
+            r["value"],
+            r["deviation"] or None,
+            fmt="o",
+            capsize=3,
+            label=f"{number}  {_label(r)}",
         )
         axes.annotate(
-            f"{r['name']}\n(edge {r['edge_share']:.0%})",
+            str(number),
             (r["ratio"], r["value"]),
             textcoords="offset points",
-            xytext=(6, 4),
-            fontsize=7,
+            xytext=(5, 5),
+            fontsize=9,
         )
     axes.set_xscale("log")
     axes.set(
         xlabel="fewer bytes than a float32 layer cut, both ways (in frames)",
-        ylabel=rows[0]["unit"],
+        ylabel=base["unit"],
         title=title,
     )
-    axes.legend()
+    figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def _label(r: dict[str, Any]) -> str:
+    return f"{r['name'].replace(',', ', ')} (edge {r['edge_share']:.0%})"
+
+
+def frontier(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that no other one beats in both score and ratio, by their ratio.
+
+    Example:
+      >>> rows = [{"ratio": r, "value": v} for r, v in ((9, 1), (5, 3), (4, 2))]
+      >>> [r["ratio"] for r in frontier(rows)]
+      [5, 9]
+    """
+    best: list[dict[str, Any]] = []
+    for r in sorted(rows, key=lambda r: (-r["ratio"], -r["value"])):
+        if not best or r["value"] > best[-1]["value"]:
+            best.append(r)
+    return best[::-1]
