@@ -4,7 +4,6 @@ Example: python -m experiments.cloud --config=configs/sft_stsb.py \
   --address=0.0.0.0:50051 --certificates=certificates/cloud
 """
 
-import dataclasses
 import sys
 
 from absl import flags as absl_flags
@@ -23,7 +22,7 @@ LEASE = absl_flags.DEFINE_float(
 def main(_: list[str]) -> None:
     """Serves."""
     serve(
-        dataclasses.replace(LAUNCH.experiment, mode="split"),
+        LAUNCH.run,
         door_flags.door(),
         LAUNCH.workdir,
         slots=SLOTS.value,

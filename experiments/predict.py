@@ -8,10 +8,11 @@ import sys
 
 from absl import flags as absl_flags
 
-from splitjax.train import flags
+from splitjax.train import door_flags, flags
 from splitjax.train.loop import open_trained, predict
 
 LAUNCH = flags.define("configs/sft_stsb.py")
+door_flags.define_edge("")
 TEXTS = absl_flags.DEFINE_string(
     "texts", None, "a file: one text a line, or two with a tab between", required=True
 )
@@ -19,12 +20,13 @@ TEXTS = absl_flags.DEFINE_string(
 
 def main(_: list[str]) -> None:
     """Prints one line of JSON for each text or pair."""
-    experiment = LAUNCH.experiment
+    experiment = LAUNCH.run
     seed = experiment.seeds[0]
     folder = LAUNCH.workdir / f"{experiment.mode}_seed_{seed}"
-    run = open_trained(experiment, seed, folder)
+    run = open_trained(experiment, seed, folder, door_flags.to_cloud())
     texts, batches = experiment.texts(TEXTS.value)
     predicted = predict(run, batches)[0].tolist()
+    run.driver.close()
     for text, value in zip(texts, predicted, strict=True):
         sys.stdout.write(json.dumps({"text": text, "prediction": value}) + "\n")
 

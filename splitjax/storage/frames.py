@@ -1,5 +1,6 @@
 """Frames that one side keeps, to read them again instead of being sent them again."""
 
+import os
 import pathlib
 import re
 
@@ -54,6 +55,9 @@ class Frames:
             raise ValueError(f"frame name {name!r}: letters, digits and '-' only")
         path = self.folder / f"{step:08d}_{name}.frame"
         part = path.with_suffix(".part")
-        part.write_bytes(data)
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         part.rename(path)
         self._paths[name] = path

@@ -2,6 +2,7 @@
 
 from absl import flags
 
+from splitjax.train.drivers import ToCloud
 from splitjax.train.processes import Door
 
 
@@ -43,3 +44,34 @@ def door() -> Door:
         anywhere=given.plain_anywhere,
         network=given.network,
     )
+
+
+def define_edge(address: str) -> None:
+    """Defines the flags of a process that is an edge.
+
+    Args:
+      address: the default; "" where a run may have both its halves here.
+
+    Example:
+      >>> define_edge.__name__
+      'define_edge'
+    """
+    define(address)
+    flags.DEFINE_integer("slot", 0, "of this edge", lower_bound=0)
+    flags.DEFINE_float(
+        "deadline", 120.0, "seconds of silence after which a connection is dead"
+    )
+    flags.DEFINE_float("patience", 300.0, "seconds to dial again before giving up")
+
+
+def to_cloud() -> ToCloud | None:
+    """How the flags say that the cloud is reached; None without an address.
+
+    Example:
+      >>> to_cloud.__name__
+      'to_cloud'
+    """
+    given = flags.FLAGS
+    if not given.address:
+        return None
+    return ToCloud(door().dial, given.slot, given.deadline, given.patience)

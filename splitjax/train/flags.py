@@ -12,7 +12,25 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from splitjax.core.tree import nearest
-from splitjax.data.archive import cache
+from splitjax.data.archive import ArchiveError, cache
+from splitjax.runtime.control import Refused
+from splitjax.runtime.credentials import CredentialError
+from splitjax.runtime.guard import Unauthenticated
+from splitjax.runtime.server import ServerError
+from splitjax.storage.checkpoint import CheckpointError
+from splitjax.storage.lock import InUse
+
+# Errors that are about the world, not the program: the text says what to do.
+MEANT_FOR_USERS = (
+    ArchiveError,
+    CheckpointError,
+    ConnectionError,
+    CredentialError,
+    InUse,
+    Refused,
+    ServerError,
+    Unauthenticated,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +43,13 @@ class Launch:
     def experiment(self) -> Any:
         """The experiment, with the fields that were set."""
         return self.holder.value
+
+    @property
+    def run(self) -> Any:
+        """The experiment as its runs have it: two processes are one split run."""
+        given = self.experiment
+        mode = "split" if given.mode == "processes" else given.mode
+        return dataclasses.replace(given, mode=mode)
 
     @property
     def workdir(self) -> pathlib.Path:
@@ -78,7 +103,10 @@ def run(main: Callable[[list[str]], None]) -> None:
         # Orbax and JAX tell of every file and backend, at the level of our own news.
         logging.get_absl_handler().addFilter(_ours)
         jax.config.update("jax_compilation_cache_dir", str(cache() / "xla"))
-        main(arguments)
+        try:
+            main(arguments)
+        except MEANT_FOR_USERS as error:
+            raise SystemExit(f"{type(error).__name__}: {error}") from error
 
     app.run(quiet)
 

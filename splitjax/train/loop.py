@@ -6,14 +6,12 @@ import json
 import logging
 import pathlib
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from splitjax.data.batches import model_inputs, name_of
-from splitjax.runtime.channel import Channel
 from splitjax.runtime.edge import Edge
 from splitjax.runtime.local import Local, RunState
 from splitjax.runtime.meter import Meter
@@ -21,9 +19,9 @@ from splitjax.storage.checkpoint import CheckpointError, Checkpoints
 from splitjax.storage.frames import Frames
 from splitjax.storage.lock import exclusive
 from splitjax.storage.log import Log
+from splitjax.train.drivers import ToCloud, halves_of, make_driver, saved_tick
 from splitjax.train.experiment import Experiment, Parts
 from splitjax.train.report import summarize
-from splitjax.train.serve import agreed, run_key
 from splitjax.train.trace import Trace
 
 
@@ -44,23 +42,6 @@ class Run:
     state: RunState
     facts: dict[str, Any]
     checkpoints: Checkpoints
-
-
-@dataclasses.dataclass(frozen=True)
-class ToCloud:
-    """How a run reaches a cloud that has its other half.
-
-    Attributes:
-      dial: opens a channel to it.
-      slot: of this edge.
-      deadline_seconds: see `Edge`.
-      patience_seconds: see `Edge`.
-    """
-
-    dial: Callable[[], Channel]
-    slot: int = 0
-    deadline_seconds: float = 120.0
-    patience_seconds: float = 300.0
 
 
 def open_run(
@@ -85,11 +66,11 @@ def open_run(
     checkpoints = Checkpoints(folder, experiment.identity(seed))
     parts = experiment.parts(seed, weights=cloud is None)
     meter = Meter()
-    driver = _driver(experiment, seed, parts, meter, cloud)
+    driver = make_driver(experiment, seed, parts, meter, cloud)
     first, *_ = next(iter(parts.train.epoch(0, micro=experiment.micro)))
     facts: dict[str, Any] = {"tokens": 0, "seconds": 0.0, "before": {}, "scores": []}
     saved = checkpoints.latest()
-    tick = None if saved is None else checkpoints.facts(saved)["tick"]
+    tick = None if saved is None else saved_tick(checkpoints, saved, cloud)
     x = model_inputs(first)
     state = driver.start(parts.params, parts.state, x, tick=tick)
     if saved is not None:
@@ -99,32 +80,6 @@ def open_run(
     if parts.send_once:
         driver.keep(Frames(checkpoints.folder / "frames", state.step))
     return Run(parts, driver, state, facts, checkpoints)
-
-
-def _driver(
-    experiment: Experiment,
-    seed: int,
-    parts: Parts,
-    meter: Meter,
-    cloud: ToCloud | None,
-) -> Local | Edge:
-    key, jit = run_key(seed), not experiment.debug
-    if cloud is None:
-        return Local(parts.algorithm, key, meter=meter, jit=jit)
-    return Edge(
-        parts.algorithm,
-        key,
-        cloud.dial,
-        micro=experiment.micro,
-        slot=cloud.slot,
-        config=agreed(experiment, seed),
-        facts=parts.facts,
-        owners=parts.split.cut.owners,
-        meter=meter,
-        deadline_seconds=cloud.deadline_seconds,
-        patience_seconds=cloud.patience_seconds,
-        jit=jit,
-    )
 
 
 def open_trained(
@@ -236,7 +191,8 @@ def _train(
 
     def save():
         state = run.state
-        facts.update(step=state.step, tick=state.tick, bytes=meter.rows())
+        facts.update(step=state.step, tick=state.tick, halves=halves_of(driver))
+        facts["bytes"] = meter.rows()
         facts["seconds"] = time.monotonic() - started
         run.checkpoints.save(state.step, (state.edge, state.shared, state.slot), facts)
         driver.saved(state)

@@ -106,6 +106,8 @@ def serve(
       watch: whether to show the live view.
     """
     experiment.validate()
+    if experiment.mode == "unsplit":
+        raise ValueError("mode='unsplit' has no halves: serve a split run")
     workdir.mkdir(parents=True, exist_ok=True)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

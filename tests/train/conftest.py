@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from splitjax.runtime.local import Local
-from splitjax.train import loop
+from splitjax.train import drivers, loop
 from splitjax.train.finetune import Finetune
 
 OPTIONS = dict(layer=1, rank=4, batch_size=8, max_length=8, epochs=1)
@@ -67,7 +67,7 @@ def watch(experiment: Finetune, folder) -> Watched:
             return super()._ship(tree, kind, direction, hop, at, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "Local", Spied)
+        patch.setattr(drivers, "Local", Spied)
         seen.summary = loop.train(experiment, 0, folder, progress=False)
     return seen
 
