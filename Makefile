@@ -9,7 +9,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS)
 
-DEMO = --config=configs/sft_stsb.py --config.compare=True --config.fit_steps=100
+DEMO = --config=configs/sft_stsb.py --config.mode=processes --config.compare=True \
+	--config.fit_steps=100
 ifdef SMALL
 DEMO += --config.steps=20 --config.fit_steps=10
 endif
@@ -29,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 data: $(STAMP)  ## fetch the pinned weights and data into the cache
 	$(BIN)/python -m splitjax.data.fetch --all
 
-demo: $(STAMP)  ## fine-tune MiniLM across a cut, and compare (SMALL=1: 20 steps)
+demo: $(STAMP)  ## MiniLM cut into two processes, and un-split (SMALL=1: 20 steps)
 	$(BIN)/python -m splitjax.data.fetch minilm stsb snli rotten_tomatoes
 	$(BIN)/python -m experiments.finetune $(DEMO) --workdir=$(WORKDIR)
 

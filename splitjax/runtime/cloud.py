@@ -131,7 +131,10 @@ class Cloud:
             tell("session over", slot=number, why=str(error))
         except (FrameError, Refused) as error:
             self._refuse(number, channel, error)
-        except (CheckpointError, JournalError, InUse) as error:
+        except InUse:
+            text = f"slot {number} is served by another cloud until its lease is over"
+            self._refuse(number, channel, Refused("busy", text))
+        except (CheckpointError, JournalError) as error:
             self._refuse(number, channel, Refused("storage", str(error)))
         except Exception:
             # The edge learns no more than that: the text may be about others.
