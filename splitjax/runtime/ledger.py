@@ -8,7 +8,7 @@ from typing import Any
 from splitjax.core.tree import Tree
 from splitjax.runtime.control import Refused
 from splitjax.storage.checkpoint import Checkpoints
-from splitjax.storage.journal import Journal, JournalFull
+from splitjax.storage.journal import FULL, Journal, JournalFull
 from splitjax.storage.lock import exclusive
 
 CAME, WENT = 1, 2  # kinds of records: what a party was sent, and what it answered
@@ -25,6 +25,7 @@ class Ledger:
       InUse: when another process has the folder.
       CheckpointError: when the folder holds the run of another config.
       JournalError: when the journal is damaged.
+      Refused: when the disk is full, as all its methods; what was there is there.
 
     Example:
       >>> import tempfile, numpy as np
@@ -37,13 +38,13 @@ class Ledger:
 
     def __init__(self, folder: str | pathlib.Path, config: dict):
         self.folder = pathlib.Path(folder)
-        with contextlib.ExitStack() as stack:
+        self._journal: Journal | None = None
+        with _room(), contextlib.ExitStack() as stack:
             stack.enter_context(exclusive(self.folder))
             self._checkpoints = Checkpoints(self.folder, config)
-            self._journal: Journal | None = None
+            if not self.fresh:
+                self._open(self._checkpoints.latest())
             self._held = stack.pop_all()
-        if not self.fresh:
-            self._open(self._checkpoints.latest())
 
     @property
     def fresh(self) -> bool:
@@ -56,24 +57,19 @@ class Ledger:
 
     def save(self, step: int, tree: Tree, facts: dict[str, Any]) -> None:
         """Takes a checkpoint, and begins a new journal."""
-        self._checkpoints.save(step, tree, facts)
-        self._open(step)
+        with _room():
+            self._checkpoints.save(step, tree, facts)
+            self._open(step)
 
     def load(self, like: Tree) -> tuple[Tree, dict]:
         """The checkpoint's tree, as `like` has its leaves, and its facts."""
         return self._checkpoints.restore(like)
 
     def write(self, kind: int, data: bytes, *, sync: bool = True) -> int:
-        """Adds to the journal; returns the place, for `read`.
-
-        Raises:
-          Refused: when the disk is full; the journal is as it was before.
-        """
+        """Adds to the journal; returns the place, for `read`."""
         assert self._journal is not None, "no checkpoint was taken"
-        try:
+        with _room():
             return self._journal.append(kind, data, sync=sync)
-        except JournalFull as error:
-            raise Refused("full", f"the cloud's disk is full: {error}") from error
 
     def read(self, place: int) -> bytes:
         """What `write` put at a place."""
@@ -86,7 +82,8 @@ class Ledger:
         assert step is not None and self._journal is not None
         self._journal.close()
         self._journal.path.unlink()
-        self._open(step)
+        with _room():
+            self._open(step)
 
     def close(self) -> None:
         """Lets the folder go."""
@@ -102,3 +99,14 @@ class Ledger:
         for other in path.parent.iterdir():
             if other != path:
                 other.unlink()
+
+
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+    """Gives a full disk its type; the edge is told, and can come again."""
+    try:
+        yield
+    except (JournalFull, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in FULL:
+            raise
+        raise Refused("full", f"the cloud's disk is full: {error}") from error

@@ -44,6 +44,7 @@ class Outbox:
         self._deadline, self._patience = deadline_seconds, patience_seconds
         self._channel: Channel | None = None
         self._waiting: dict[Key, list[bytes]] = {}  # in the order they were said
+        self._answered: list[bytes] = []  # last of this step; its ack may be lost
         self._before: list[bytes] = []  # belongs before the next message
         self._arrived: dict[Key, bytes] = {}
         self._acks: dict[int, dict[str, float]] = {}
@@ -94,7 +95,7 @@ class Outbox:
         while tick not in self._acks:
             self._hear()
         self._waiting = {k: v for k, v in self._waiting.items() if k[0] != "train"}
-        self._arrived = {}
+        self._arrived, self._answered = {}, []
         metrics, self._acks, self._tick = self._acks[tick], {}, tick + 1
         return metrics
 
@@ -119,7 +120,9 @@ class Outbox:
         channel.close() if finish is None else finish(2.0)
 
     def _settle(self, key: Key) -> bytes:
-        self._waiting.pop(key, None)
+        parts = self._waiting.pop(key, [])
+        if key[0] == "train":
+            self._answered = parts
         return self._arrived.pop(key)
 
     def _count(self, channel: Channel, message: bytes) -> None:
@@ -145,7 +148,7 @@ class Outbox:
             tell("connection lost", slot=self._slot, why=str(error))
             self._drop()
             self._connect(fresh=fresh, resumed=False)
-            for parts in list(self._waiting.values()):
+            for parts in [self._answered, *self._waiting.values()]:
                 for part in parts:
                     self._send(part)
 
