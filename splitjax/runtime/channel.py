@@ -1,12 +1,15 @@
 """A channel: the stream of messages between one edge and the cloud."""
 
-import queue
+import threading
+from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
 
 from splitjax.runtime.schema import FrameError
 
 CHUNK_BYTES = 2**20
+WAITING_BYTES = 2**26  # that one end may hold of what the other has sent or not taken
+OBJECT_BYTES = 100  # what an object costs, however short
 MORE, LAST = b"\0", b"\1"
 
 
@@ -54,7 +57,7 @@ class Mailbox:
     """Messages between threads, with an end.
 
     Args:
-      size: how many may wait; 0: any number.
+      max_bytes: how much may wait, and one message in any case; 0: any number.
 
     Example:
       >>> box = Mailbox()
@@ -67,40 +70,48 @@ class Mailbox:
       splitjax.runtime.channel.Closed: the channel was closed
     """
 
-    def __init__(self, size: int = 0):
-        self._queue: queue.Queue[bytes | None] = queue.Queue(size)
+    def __init__(self, max_bytes: int = 0):
+        self._max_bytes, self._size = max_bytes, 0
+        self._messages: deque[bytes] = deque()
+        self._changed = threading.Condition()
         self._error: Exception = Closed("the channel was closed")
         self._over = False
 
     def put(self, message: bytes) -> None:
         """Adds a message; waits where the box is full, and gives up when it ends."""
-        while not self._over:
-            try:
-                return self._queue.put(message, timeout=0.2)
-            except queue.Full:
-                continue
-        raise self._error
+        size = len(message) + OBJECT_BYTES
+
+        def has_room():
+            fits = self._size + size <= self._max_bytes or not self._max_bytes
+            return self._over or fits or not self._messages
+
+        with self._changed:
+            self._changed.wait_for(has_room)
+            if self._over:
+                raise self._error
+            self._messages.append(message)
+            self._size += size
+            self._changed.notify_all()
 
     def end(self, error: Exception | None = None) -> None:
         """Marks the end; what came before is still got, then the error."""
-        if not self._over:
-            self._error, self._over = error or self._error, True
-            try:
-                self._queue.put_nowait(None)
-            except queue.Full:
-                pass  # `get` looks for the end whenever the box is empty
+        with self._changed:
+            if not self._over:
+                self._error, self._over = error or self._error, True
+                self._changed.notify_all()
 
     def get(self, timeout: float | None = None) -> bytes:
         """The next message; errors as `Channel.receive`."""
-        try:
-            if self._over and self._queue.empty():
+        with self._changed:
+            self._changed.wait_for(lambda: self._messages or self._over, timeout)
+            if self._messages:
+                message = self._messages.popleft()
+                self._size -= len(message) + OBJECT_BYTES
+                self._changed.notify_all()
+                return message
+            if self._over:
                 raise self._error
-            message = self._queue.get(timeout=timeout)
-        except queue.Empty:
-            raise TimeoutError(f"no message within {timeout} s") from None
-        if message is None:
-            raise self._error
-        return message
+        raise TimeoutError(f"no message within {timeout} s")
 
 
 class Pipe:
@@ -163,8 +174,8 @@ class Joiner:
 
     def __init__(self, max_bytes: int):
         self.max_bytes = max_bytes
-        self._parts: list[bytes] = []
-        self._size = 0
+        # Not a list of pieces: short ones cost many times their bytes.
+        self._whole = bytearray()
 
     def add(self, piece: bytes) -> bytes | None:
         """The message that a piece completes, or None.
@@ -175,15 +186,16 @@ class Joiner:
         mark = piece[:1]
         if mark not in (MORE, LAST) or not piece:
             raise BadPiece(f"a piece begins with {mark!r}: expected 0 or 1")
-        self._size += len(piece) - 1
-        if self._size > self.max_bytes or (mark == MORE and len(piece) == 1):
+        size = len(self._whole) + len(piece) - 1
+        if size > self.max_bytes or (mark == MORE and len(piece) == 1):
             raise BadPiece(
-                f"a message of {self._size} bytes or more; at most {self.max_bytes} "
+                f"a message of {size} bytes or more; at most {self.max_bytes} "
                 "are taken, and no empty pieces before the last"
             )
-        self._parts.append(piece[1:])
+        if mark == LAST and not self._whole:
+            return piece[1:]
+        self._whole += memoryview(piece)[1:]
         if mark == MORE:
             return None
-        whole = b"".join(self._parts)
-        self._parts, self._size = [], 0
+        whole, self._whole = bytes(self._whole), bytearray()
         return whole

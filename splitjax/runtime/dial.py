@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from splitjax.runtime.address import check_plain
-from splitjax.runtime.channel import Closed, Joiner, Mailbox, chunks
+from splitjax.runtime.channel import WAITING_BYTES, Closed, Joiner, Mailbox, chunks
 from splitjax.runtime.credentials import CredentialError
 from splitjax.runtime.guard import Unauthenticated, bearer
 from splitjax.runtime.server import OPTIONS, PATH
@@ -26,7 +26,8 @@ class Stream:
 
     def __init__(self, channel: Any, address: str, metadata: list, max_bytes: int):
         self._channel, self._address = channel, address
-        self._inbox, self._outbox = Mailbox(), Mailbox()
+        # What the cloud sends ahead stays with the cloud; what we say is ours to hold.
+        self._inbox, self._outbox = Mailbox(WAITING_BYTES), Mailbox()
         method = channel.stream_stream(PATH)
         self._call = method(self._pieces(), metadata=metadata)
         reader = threading.Thread(target=self._read, args=(max_bytes,), daemon=True)
