@@ -11,6 +11,8 @@ from splitjax.runtime.schema import FrameError
 MAGIC = b"spJC"
 PROTOCOL = 1
 MAX_BYTES = 2**20
+MAX_DEPTH = 16
+PLAIN = (type(None), bool, int, float, str, bytes, list, dict)
 
 # By kind, the fields and their types; nothing else is read.
 FIELDS: dict[str, dict[str, type]] = {
@@ -65,8 +67,8 @@ class Refused(RuntimeError):
     """
 
     def __init__(self, code: str, text: str):
-        super().__init__(f"{text} [{code}]")
-        self.code, self.text = code, text
+        self.code, self.text = _shown(code, 40), _shown(text, 2000)
+        super().__init__(f"{self.text} [{self.code}]")
 
 
 def software() -> str:
@@ -131,7 +133,8 @@ def read(data: bytes) -> Control:
             max_map_len=2**12,
         )
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise BadControl(f"no MessagePack within the limits: {error}") from error
+        raise BadControl(f"no MessagePack within the limits: {error!r}") from error
+    _check_nesting(made)
     if not (isinstance(made, list) and len(made) == 2 and isinstance(made[0], str)):
         raise BadControl(f"expected [kind, fields]; got {str(made)[:100]}")
     kind, fields = made
@@ -141,6 +144,27 @@ def read(data: bytes) -> Control:
 
 def _no_extension(code: int, data: bytes) -> Any:
     raise ValueError(f"extension type {code}: none is read")
+
+
+def _check_nesting(made: Any) -> None:
+    """Level by level: what follows looks at the whole, and Python's stack is short."""
+    level = [made]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for node in level:
+            if type(node) not in PLAIN:  # a timestamp is an extension, too
+                raise BadControl(f"a {type(node).__name__}: none is read")
+            if isinstance(node, (list, dict)):
+                inner += node.values() if isinstance(node, dict) else node
+        level = inner
+        if not level:
+            return
+    raise BadControl(f"nested more than {MAX_DEPTH} deep")
+
+
+def _shown(text: str, size: int) -> str:
+    """A text of anyone's, for a terminal and for the wire."""
+    return "".join(c if c.isprintable() else " " for c in text[:size])
 
 
 def _check(kind: str, fields: Any) -> None:
@@ -157,3 +181,6 @@ def _check(kind: str, fields: Any) -> None:
             )
         if isinstance(value, int) and not 0 <= value < 2**63:
             raise BadControl(f"{kind}.{name}={value}: from 0 to 2^63 - 1")
+    for name, value in fields.get("metrics", {}).items():
+        if type(name) is not str or type(value) is not float:
+            raise BadControl(f"metrics are floats by name; got {name!r:.40}")
