@@ -8,8 +8,9 @@ import jax
 from splitjax.core.algorithm import Algorithm, At, add_metrics
 from splitjax.core.tree import Tree
 from splitjax.runtime import frame
+from splitjax.runtime.control import Refused
 from splitjax.runtime.programs import Exchange, Programs, at_tick
-from splitjax.runtime.schema import Schema, WrongSchema
+from splitjax.runtime.schema import FrameError, Schema, WrongSchema
 from splitjax.runtime.shapes import Shapes
 
 
@@ -70,6 +71,11 @@ class Lane:
         """The tick at which the step under way ends."""
         return (self.step + 1) * self.made.micro
 
+    @property
+    def begun(self) -> bool:
+        """Whether anything of the step under way is done."""
+        return bool(self._done)
+
     def put(self, state: tuple[Tree, Tree], tick: int) -> None:
         """Takes a state for its own, at the beginning of a step."""
         self._shared, self._slot = state
@@ -82,6 +88,27 @@ class Lane:
     def hops(self, tick: int) -> int:
         """How many hops a tick has."""
         return len(self._programs.hops(self._at(tick)))
+
+    def check(self, batch: Tree) -> None:
+        """Raises a `WrongSchema` for specs that no message can follow from.
+
+        They are traced here, once and for all: what fails is not announced, and no
+        frame that comes later pays for it.
+        """
+        programs, micro = self._programs, self.made.micro
+        try:
+            self.made.check(batch)
+            if "target" in batch:
+                for tick in (micro - 1, 0):
+                    programs.exchanges(*self._specs, batch, self._at(tick))
+            elif self.made.algorithm.predict is not None:
+                programs.predictions(*self._specs, batch["x"], self._at(0))
+        except FrameError:
+            raise
+        except Exception as error:
+            # Whatever the model makes of shapes that no edge should have.
+            text = str(error)[:200]
+            raise WrongSchema(f"no tick has these shapes: {text}") from error
 
     def is_due(self, tick: int, hop: int) -> bool:
         """Each hop takes the ticks in order, and a tick its hops."""
@@ -136,12 +163,14 @@ class Lane:
 
     def predict(self, header: frame.Header, data: bytes) -> bytes:
         """The answer to a frame of a forward pass; nothing is learned."""
+        hops = self._programs.predict_hops() if self.made.algorithm.predict else 0
+        if header.hop >= hops:
+            raise Refused("order", f"hop {header.hop} of a forward pass of {hops}")
         at = self._at(self.tick)
         at = At(at.key, at.step, at.tick, at.slot, apply=False)
 
         def found(x):
-            exchanges = self._programs.predictions(*self._specs, x, at)
-            return exchanges[min(header.hop, len(exchanges) - 1)]
+            return self._programs.predictions(*self._specs, x, at)[header.hop]
 
         exchange = self._matching(found, self.shapes.predict(), data)
         message = frame.read(exchange.up, data, check_finite=True)[1]
@@ -166,11 +195,7 @@ class Lane:
         """The exchange, of those that follow from announced shapes, of a frame."""
         schema = frame.peek(data).schema
         for shape in shapes:
-            try:
-                exchange = found(shape)
-            except (TypeError, ValueError) as error:
-                # They pass the check, and still the model cannot take them.
-                raise WrongSchema(f"no tick has these shapes: {error}") from error
+            exchange = found(shape)
             if exchange.up is not None and exchange.up.hash == schema:
                 return exchange
         raise WrongSchema(

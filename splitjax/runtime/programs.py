@@ -135,8 +135,10 @@ class Programs:
             _, _, (cloud_live,), (down,), _ = jax.eval_shape(
                 hop.cloud, shared, (slot,), (cloud_live,), (up,), (at,)
             )
-            found.append(Exchange(self.schema(up), self.schema(down)))
-        self._exchanges[place] = tuple(found)
+            found.append((up, down))
+        # Only now: of shapes that fail on the way nothing is remembered.
+        schemas = [Exchange(self.schema(up), self.schema(down)) for up, down in found]
+        self._exchanges[place] = tuple(schemas)
         return self._exchanges[place]
 
 

@@ -1,6 +1,7 @@
 """What both ends of a link expect of a message before the first one is sent."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -98,7 +99,7 @@ class Schema:
             )
         return cls(_checked(leaves), treedef)
 
-    @property
+    @functools.cached_property
     def hash(self) -> bytes:
         """Eight bytes that stand for the schema in every frame."""
         return hashlib.blake2b(self.to_bytes(), digest_size=HASH_BYTES).digest()

@@ -10,6 +10,7 @@ from splitjax.core.tree import Tree
 from splitjax.runtime.schema import Schema, WrongSchema
 
 MOST = 64  # each may cost a compilation
+MAX_DEPTH = 16
 
 
 class Shapes:
@@ -53,7 +54,10 @@ class Shapes:
             return
         if len(self._known) >= MOST:
             raise WrongSchema(f"at most {MOST} shapes may be announced")
-        spec = nest(Schema.from_bytes(text))
+        schema = Schema.from_bytes(text)
+        if schema.to_bytes() != text:
+            raise WrongSchema("a shape has one text: no spaces, and plain ASCII")
+        spec = nest(schema)
         if set(spec) not in ({"x"}, {"x", "target", "weight"}):
             raise WrongSchema(f"a batch has x, target and weight, or x: {sorted(spec)}")
         check(spec)
@@ -82,11 +86,11 @@ def nest(schema: Schema) -> Tree:
     """
     tree: dict = {}
     for leaf in schema.leaves:
-        *way, name = leaf.path.split("/")
+        *way, name = leaf.path.split("/", MAX_DEPTH)
         node: Any = tree
         for part in way:
             node = node.setdefault(part, {}) if isinstance(node, dict) else None
-        if leaf.sized or not isinstance(node, dict) or name in node:
+        if leaf.sized or not isinstance(node, dict) or name in node or "/" in name:
             raise WrongSchema(f"a batch is nested dicts of arrays: {leaf.path!r}")
         node[name] = jax.ShapeDtypeStruct(leaf.shape, np.dtype(leaf.dtype))
     return tree

@@ -59,7 +59,7 @@ class Slot:
         state, facts = self._ledger.load(self.lane.state)
         self.lane.put(state, facts["tick"])
         self.base: int = facts["tick"]
-        self._held: dict[Key, bytes] = {}  # came too early
+        self._held: dict[Key, tuple[bytes, tuple]] = {}  # came too early; opened
         self._answers: dict[Key, tuple[bytes, int | None]] = {}  # digest, place
         self._ack = (-1, b"")  # of the last step, and its tick
         self._names: dict[int, str] = {}
@@ -109,11 +109,8 @@ class Slot:
         """
         tick = 0 if hello["fresh"] else hello["tick"]
         anew = hello["fresh"] or hello["resumed"]
-        now = self.lane.tick
-        if anew and tick == self.base and (self._answers or self._held):
-            self._ledger.rewind()
-            self._restore()
-            now = self.base
+        back = anew and tick == self.base
+        now = self.base if back else self.lane.tick
         if tick != now if anew else not self.base <= tick <= now:
             raise Refused(
                 "stale",
@@ -121,7 +118,12 @@ class Slot:
                 f"checkpoint of {self.base}: they have no state in common. Put the "
                 "right workdir back, or start in new ones on both ends",
             )
-        self.announce(hello["batch"])
+        self.announce(hello["batch"])  # if it is refused, nothing has changed
+        self._held = {}  # all that is not answered is sent again
+        if back and (self._answers or self._names):
+            self._ledger.rewind()
+            self._restore()
+            self._tell_shapes()
         version = hello["version"]
         yield control.write("welcome", run=self.lane.run, tick=now, version=version)
         if hello["fresh"]:
@@ -130,7 +132,12 @@ class Slot:
     def announce(self, batch: bytes) -> None:
         """Learns the shapes of a batch that frames will come of."""
         if batch not in self._shapes:
-            self._shapes.add(batch, self.lane.made.check)
+            self._shapes.add(batch, self.lane.check)
+            self._ledger.write(CAME, control.write("shape", batch=batch), sync=False)
+
+    def _tell_shapes(self) -> None:
+        """Begins a journal: without the shapes no frame in it could be read again."""
+        for batch in self._shapes:
             self._ledger.write(CAME, control.write("shape", batch=batch), sync=False)
 
     def handle(self, data: bytes) -> Iterator[bytes]:
@@ -180,17 +187,20 @@ class Slot:
             if self._ack[0] == tick:
                 yield self._ack[1]
             return
-        hops, end = self.lane.hops(tick), self.lane.end
-        if hop >= hops or tick >= end:
+        end = self.lane.end
+        if tick >= end or hop >= self.lane.hops(tick):
             raise Refused(
                 "order",
-                f"tick {tick}, hop {hop}: this step ends before tick {end}, and its "
-                f"hops before {hops}",
+                f"tick {tick}, hop {hop}: this step ends before tick {end}, or that "
+                "tick has fewer hops",
             )
-        self._held[key] = data
+        if key not in self._held:
+            self._held[key] = data, self._open(key, data)
+        elif self._held[key][0] != data:
+            raise Refused("digest", f"tick {tick}, hop {hop} was another message")
         while due := [key for key in sorted(self._held) if self.lane.is_due(*key)]:
-            key, data = due[0], self._held.pop(due[0])
-            opened = self._open(key, data)
+            key = due[0]
+            data, opened = self._held.pop(key)
             self._ledger.write(CAME, data)
             answer = self._apply(key, data, *opened)
             if answer is not None:
@@ -204,7 +214,7 @@ class Slot:
             name = control.read(data).fields["name"]
             kept = self._frames.get(name) if NAME.fullmatch(name) else None
             if kept is None:
-                raise Refused("order", f"nothing is kept under the name {name:.50}")
+                raise Refused("order", f"nothing is kept under the name {name!r:.50}")
             data = kept
         return self.lane.open(*key, data)
 
@@ -213,7 +223,8 @@ class Slot:
         before = self.lane.tick
         answer = self.lane.apply(tick, hop, message, exchange)
         self._answers[key] = _digest(data), None
-        if hop == 0 and (name := self._names.pop(tick, None)) is not None:
+        name = self._names.pop(tick, None) if hop == 0 else None
+        if name is not None and not control.is_control(data):
             self._frames.put(name, tick // self.lane.made.micro, data)
         if self.lane.tick != before:
             ack = control.write("ack", tick=tick, metrics=self.lane.metrics)
@@ -228,7 +239,8 @@ class Slot:
     def _durable(self, *, step: int, tick: int) -> bytes:
         """The edge has its state of a tick on disk; now the cloud has its own."""
         lane = self.lane
-        if (step, tick) != (lane.step, lane.tick) or self._held:
+        between = not (lane.begun or self._held)
+        if (step, tick) != (lane.step, lane.tick) or not between:
             raise Refused(
                 "order", f"durable at tick {tick}, but the cloud is at {lane.tick}"
             )
@@ -236,18 +248,22 @@ class Slot:
             facts = {"tick": tick, "run": lane.run}
             self._ledger.save(step, lane.state, facts)
             lane.put(lane.state, tick)
-            for batch in self._shapes:
-                shape = control.write("shape", batch=batch)
-                self._ledger.write(CAME, shape, sync=False)
+            self._tell_shapes()
             self.base = tick
-            self._answers = {}
+            self._answers, self._names = {}, {}
         return control.write("saved", tick=tick)
 
     def _name(self, data: bytes, *, tick: int, name: str) -> None:
         """The first message of a tick is to be kept under a name."""
         if not self.lane.made.algorithm.once or not NAME.fullmatch(name):
-            raise Refused("order", f"nothing is kept here under the name {name:.50}")
-        if tick >= self.lane.tick and (tick, 0) not in self._answers:
+            raise Refused("order", f"nothing is kept here under the name {name!r:.50}")
+        if tick >= self.lane.end:
+            raise Refused("order", f"tick {tick} is of a later step: {name!r}")
+        if tick < self.lane.tick or (tick, 0) in self._answers:
+            return  # it was kept, or was not
+        if self._names.get(tick, name) != name:
+            raise Refused("digest", f"tick {tick} was given another name")
+        if tick not in self._names:
             self._names[tick] = name
             self._ledger.write(CAME, data, sync=False)
 

@@ -72,7 +72,7 @@ def build(experiment: Experiment) -> Build:
     def check(batch: Tree) -> None:
         try:
             experiment.check_batch(batch)
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise WrongSchema(str(error)) from error
 
     def make(seed: int, facts: dict, x: Tree, number: int) -> Made:
