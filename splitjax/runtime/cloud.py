@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from splitjax.runtime import control, frame
+from splitjax.runtime import control
 from splitjax.runtime.channel import Channel, Closed
 from splitjax.runtime.control import PROTOCOL, Refused
 from splitjax.runtime.events import tell
 from splitjax.runtime.lane import Made
-from splitjax.runtime.meter import Meter
+from splitjax.runtime.meter import Meter, kind_of
 from splitjax.runtime.schema import FrameError
 from splitjax.runtime.slot import Slot
 from splitjax.storage.checkpoint import CheckpointError
@@ -34,6 +34,9 @@ class Plan(NamedTuple):
     config: dict
     make: Callable[[], Made]
 
+
+# Sessions of one slot that may wait at once: one that works, one that takes over.
+CALLERS = 3
 
 # `(slot, fields of the hello)`, as the edge gives them.
 Build = Callable[[int, dict], Plan]
@@ -72,9 +75,10 @@ class _Place:
 
     status: Status
     busy: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    callers: int = 0
     lease: bytes = b""
     channel: Channel | None = None
-    name: str = ""
+    run: tuple[str, dict] | None = None  # name and config of the slot in memory
     slot: Slot | None = None
     timer: threading.Timer | None = None
 
@@ -119,11 +123,20 @@ class Cloud:
 
     def serve(self, number: int, channel: Channel) -> None:
         """One session of the edge that may use a slot; returns when it is over."""
+        if not 0 <= number < len(self._places):
+            text = f"no slot {number} of {len(self._places)}"
+            self._refuse(number, channel, Refused("slot", text))
+            return channel.close()
         link = f"edge_{number}"
-        place = None
+        caller, place = self._places[number], None
+        with self._lock:
+            caller.callers += 1
+            many = caller.callers > CALLERS
         try:
-            if not 0 <= number < len(self._places):
-                raise Refused("slot", f"no slot {number} of {len(self._places)}")
+            if many:
+                raise Refused(
+                    "busy", f"{CALLERS} sessions of slot {number} wait already"
+                )
             hello = self._hello(channel.receive(self._lease_seconds), link)
             place = self._enter(number, hello["lease"], channel)
             self._session(place, hello, channel, link)
@@ -143,6 +156,8 @@ class Cloud:
         finally:
             if place is not None:
                 self._leave(place)
+            with self._lock:
+                caller.callers -= 1
             channel.close()
 
     def close(self) -> None:
@@ -217,7 +232,7 @@ class Cloud:
     def _drop(self, place: _Place) -> None:
         if place.slot is not None:
             place.slot.close()
-        place.slot, place.name = None, ""
+        place.slot, place.run = None, None
 
     def _session(self, place: _Place, hello: dict, channel: Channel, link: str) -> None:
         status = place.status
@@ -246,12 +261,12 @@ class Cloud:
     def _open(self, place: _Place, hello: dict) -> Slot:
         number = place.status.slot
         plan = self._build(number, hello)
-        if place.slot is None or place.name != plan.name:
+        if place.slot is None or place.run != (plan.name, plan.config):
             self._drop(place)
             folder = self._folder / f"slot_{number}" / plan.name
             made = plan.make()
             place.slot = Slot(folder, made, number=number, config=plan.config)
-            place.name = plan.name
+            place.run = plan.name, plan.config
         tell("session", slot=number, run=plan.name, tick=place.slot.lane.tick)
         return place.slot
 
@@ -261,13 +276,14 @@ class Cloud:
             channel.send(message)
 
     def _refuse(self, number: int, channel: Channel, error: Exception) -> None:
-        code = error.code if isinstance(error, Refused) else type(error).__name__
-        text = error.text if isinstance(error, Refused) else str(error)
+        if not isinstance(error, Refused):
+            error = Refused(type(error).__name__, str(error))
+        code, text = error.code, error.text
         tell("refused", slot=number, code=code, text=text, level=logging.WARNING)
         if 0 <= number < len(self._places):
             status = self._places[number].status
             status.refused, status.last = status.refused + 1, f"{code}: {text}"
-        message = control.write("refused", code=code, text=text[:1000])
+        message = control.write("refused", code=code, text=text)
         try:
             channel.send(message)
             self.meter.add(f"edge_{number}", "down", "control", len(message))
@@ -280,13 +296,3 @@ def _is_harmless(error: BaseException) -> bool:
     if isinstance(error, Refused):
         return error.code not in ("full", "replay")
     return isinstance(error, (Closed, TimeoutError, FrameError))
-
-
-def kind_of(data: bytes) -> str:
-    """What the meter calls a message: "control", or the kind of a frame.
-
-    Example:
-      >>> kind_of(control.write("bye"))
-      'control'
-    """
-    return "control" if control.is_control(data) else frame.peek(data).kind

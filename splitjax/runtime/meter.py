@@ -2,7 +2,10 @@
 
 import threading
 
+from splitjax.runtime import control, frame
+
 DIRECTIONS = ("up", "down")
+KINDS = ("train", "predict", "weights")  # of frames
 
 
 class Meter:
@@ -93,3 +96,16 @@ class Meter:
             where = row["link"], row["direction"], row["kind"]
             self.add(*where, row["bytes"], frames=row["frames"])
         return self
+
+
+def kind_of(data: bytes) -> str:
+    """What the meter calls a message: "control", the kind of a frame, or "other".
+
+    Example:
+      >>> kind_of(control.write("bye"))
+      'control'
+    """
+    if control.is_control(data):
+        return "control"
+    kind = frame.peek(data).kind
+    return kind if kind in KINDS else "other"  # a name of each would cost memory

@@ -6,10 +6,9 @@ from typing import Any
 
 from splitjax.runtime import control, frame
 from splitjax.runtime.channel import Channel, Closed
-from splitjax.runtime.cloud import kind_of
-from splitjax.runtime.control import Refused
+from splitjax.runtime.control import BadControl, Refused
 from splitjax.runtime.events import tell
-from splitjax.runtime.meter import Meter
+from splitjax.runtime.meter import Meter, kind_of
 from splitjax.runtime.schema import FrameError
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 5.0
@@ -47,7 +46,7 @@ class Outbox:
         self._answered: list[bytes] = []  # last of this step; its ack may be lost
         self._before: list[bytes] = []  # belongs before the next message
         self._arrived: dict[Key, bytes] = {}
-        self._acks: dict[int, dict[str, float]] = {}
+        self._ack: tuple[int, dict[str, float]] = (-1, {})  # the latest
         self._saved = -1
         self._shapes: dict[bytes, None] = {}
         self._tick = 0  # the first of the step under way
@@ -63,8 +62,7 @@ class Outbox:
         """The frame that a fresh edge is sent."""
         key = ("weights", 0, 0)
         self._waiting[key] = []
-        while key not in self._arrived:
-            self._hear(fresh=True)
+        self._until(lambda: key in self._arrived, fresh=True)
         return self._settle(key)
 
     def announce(self, batch: bytes) -> None:
@@ -86,25 +84,22 @@ class Outbox:
 
     def take(self, key: Key) -> bytes:
         """Waits for the answer to a message."""
-        while key not in self._arrived:
-            self._hear()
+        self._until(lambda: key in self._arrived)
         return self._settle(key)
 
     def ack(self, tick: int) -> dict[str, float]:
         """Waits until a step is done that ends with a tick; gives its metrics."""
-        while tick not in self._acks:
-            self._hear()
+        self._until(lambda: self._ack[0] == tick)
         self._waiting = {k: v for k, v in self._waiting.items() if k[0] != "train"}
         self._arrived, self._answered = {}, []
-        metrics, self._acks, self._tick = self._acks[tick], {}, tick + 1
-        return metrics
+        self._tick = tick + 1
+        return self._ack[1]
 
     def durable(self, step: int, tick: int) -> None:
         """Tells that a state is on disk, and waits until the cloud's is."""
         key = ("durable", tick, 0)
         self.post(key, control.write("durable", step=step, tick=tick))
-        while self._saved != tick:
-            self._hear()
+        self._until(lambda: self._saved == tick)
         self._waiting.pop(key)
 
     def close(self) -> None:
@@ -118,6 +113,17 @@ class Outbox:
             pass  # it is gone already
         finish = getattr(channel, "finish", None)
         channel.close() if finish is None else finish(2.0)
+
+    def _until(self, done: Callable[[], bool], *, fresh: bool = False) -> None:
+        """Listens until something is done, whatever else a cloud may say meanwhile."""
+        seconds = self._deadline + self._patience
+        end = time.monotonic() + seconds
+        while not done():
+            if time.monotonic() > end:
+                raise ConnectionError(
+                    f"the cloud talks, and has not answered for {seconds:.0f} s"
+                )
+            self._hear(fresh=fresh)
 
     def _settle(self, key: Key) -> bytes:
         parts = self._waiting.pop(key, [])
@@ -169,11 +175,14 @@ class Outbox:
             return
         kind, fields = control.read(data)
         if kind == "ack":
-            self._acks[fields["tick"]] = fields["metrics"]
+            if fields["tick"] >= self._tick:  # one at a time: more would cost memory
+                self._ack = fields["tick"], fields["metrics"]
         elif kind == "saved":
             self._saved = fields["tick"]
         elif kind == "refused":
             raise Refused(fields["code"], fields["text"])
+        else:
+            raise BadControl(f"{kind!r} is nothing that a cloud says here")
 
     def _drop(self) -> None:
         if self._channel is not None:

@@ -8,6 +8,7 @@ from typing import Any
 from splitjax.runtime.address import check_plain
 from splitjax.runtime.channel import (
     CHUNK_BYTES,
+    WAITING_BYTES,
     BadPiece,
     Channel,
     Closed,
@@ -15,7 +16,7 @@ from splitjax.runtime.channel import (
     Mailbox,
     chunks,
 )
-from splitjax.runtime.cloud import Cloud
+from splitjax.runtime.cloud import CALLERS, Cloud
 from splitjax.runtime.events import tell
 from splitjax.runtime.guard import Guard, Unauthenticated
 
@@ -88,11 +89,13 @@ class Server:
         self._guard, self._max_bytes = guard, max_message_bytes
         self._wrap = wrap
         slots = len(cloud.status())
-        pool = futures.ThreadPoolExecutor(slots + SPARE_THREADS, "splitjax-cloud")
+        # However many times an edge calls, there is room for the others.
+        threads = (CALLERS + 1) * slots + SPARE_THREADS
+        pool = futures.ThreadPoolExecutor(threads, "splitjax-cloud")
         self._server = grpc.server(
             pool,
             options=[*OPTIONS, ("grpc.so_reuseport", 0)],
-            maximum_concurrent_rpcs=slots + SPARE_THREADS,
+            maximum_concurrent_rpcs=threads,
         )
         handler = grpc.stream_stream_rpc_method_handler(self._run)
         self._server.add_generic_rpc_handlers(
@@ -166,8 +169,9 @@ class ServerStream:
     """
 
     def __init__(self, requests: Iterator[bytes], context: Any, max_bytes: int):
-        # Few may wait: what an edge sends ahead stays with the edge.
-        self._inbox, self._outbox = Mailbox(16), Mailbox()
+        # Little may wait: what an edge sends ahead stays with the edge, and who takes
+        # no answers is given no more.
+        self._inbox, self._outbox = Mailbox(WAITING_BYTES), Mailbox(WAITING_BYTES)
         self._context = context
         reader = threading.Thread(
             target=self._read, args=(requests, max_bytes), daemon=True
