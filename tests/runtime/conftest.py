@@ -65,9 +65,10 @@ class Model:
     clip: float = 0.0
     frozen: int = 0
     slot: int = 0
+    width: int = 8
 
     def __post_init__(self):
-        stages = mlp([8, 8, 8, 1], dropout=0.2, norm=True)
+        stages = mlp([*3 * [self.width], 1], dropout=0.2, norm=True)
         links = (self.link,) * len(self.places)
         split = Split(cut(stages, after=self.places), links, loss, self.frozen)
         tx = optax.sgd(0.05, momentum=0.9)

@@ -16,6 +16,7 @@ MODELS = {
     "u": dict(link=STATEFUL, places=("dense_0", "head")),
     "micro": dict(link=STATEFUL, micro=2, clip=0.1),
     "slot 1": dict(link=ROUGH, slot=1),
+    "wide": dict(width=1024, clip=0.1),  # messages of 32 kB
 }
 
 
