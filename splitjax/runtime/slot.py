@@ -7,6 +7,9 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from splitjax.runtime import control, frame
 from splitjax.runtime.control import Refused
 from splitjax.runtime.lane import Lane, Made
@@ -43,12 +46,16 @@ class Slot:
         self._kept = pathlib.Path(folder) / "frames"
         self._shapes = Shapes()
         try:
+            state = made.shared, made.slot
             if self._ledger.fresh:
                 facts = {"tick": 0, "run": secrets.randbits(63)}
-                self._ledger.save(0, (made.shared, made.slot), facts)
-            _, facts = self._ledger.load((made.shared, made.slot))
+                self._ledger.save(0, state, facts)
+                # A step uses up what it is given, and `made` is the caller's.
+                state = jax.tree.map(jnp.copy, state)
+            else:
+                state, facts = self._ledger.load(state)
             self.lane = Lane(made, self._shapes, number=number, run=facts["run"])
-            self._restore()
+            self._take(state, facts)
             self._replay()
         except BaseException:
             self._ledger.close()
@@ -56,7 +63,10 @@ class Slot:
 
     def _restore(self) -> None:
         """Goes to the state of the checkpoint."""
-        state, facts = self._ledger.load(self.lane.state)
+        self._take(*self._ledger.load(self.lane.state))
+
+    def _take(self, state: Any, facts: dict[str, Any]) -> None:
+        """Begins at the state of the checkpoint, with nothing that came after it."""
         self.lane.put(state, facts["tick"])
         self.base: int = facts["tick"]
         self._held: dict[Key, tuple[bytes, tuple]] = {}  # came too early; opened
