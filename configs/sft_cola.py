@@ -1,10 +1,15 @@
-"""MiniLM on CoLA (acceptability), cut in layer 2 of 0..5, over 96x fewer bytes.
+"""MiniLM on CoLA (acceptability), cut in layer 1 of 0..5, over 96x fewer bytes.
 
-Paper: SFT (arXiv 2211.16703); the code of the input, its bits and its fit are ours
+Paper: SFT (arXiv 2211.16703); the code of the input, and sending it once, are ours
 Run: python -m experiments.finetune --config=configs/sft_cola.py
-Expect: dev Matthews .108 at 97.2x, seed 0; un-split .335 (2026-11-24). Not good enough:
-  a frozen edge alone, with float32 after layer 2, gives .183, so here it must learn
-Cost: 190 s a run on one CPU core, and 11 minutes once to fit the code (it is kept)
+Expect: dev Matthews after the last epoch (2026-11-24), 99.7x, the edge does 23 % of the
+  FLOPs; un-split is the same command with mode=unsplit and learning_rate=5e-5:
+    seed 0: split .3277, un-split .3395; seeds 1 and 2: split .3027 and .3230
+  Rates were chosen on seed 0 from 5e-5 and 1e-4, 3 epochs: un-split .335 and .260,
+  frozen float32 edge .274 and .287. Five epochs pay for 300 dimensions of 4 bits; with
+  three, 168 dimensions (.221) lost 7 points to that float32 edge. A frozen float32
+  edge could send once, too, and only up: the ratio to that is 10
+Cost: 5 minutes a run on one CPU core, 7 un-split; no code is fit
 """
 
 from splitjax.train.finetune import Finetune, narrow
@@ -12,4 +17,13 @@ from splitjax.train.finetune import Finetune, narrow
 
 def get_config() -> Finetune:
     """The options of this run."""
-    return narrow(task="cola", epochs=3)
+    return narrow(
+        task="cola",
+        epochs=5,
+        layer=1,
+        rank=300,
+        forward_bits=4,
+        send_once=True,
+        fit_steps=0,
+        learning_rate=1e-4,
+    )
