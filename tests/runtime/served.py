@@ -8,9 +8,18 @@ from splitjax.runtime.credentials import channel_credentials, server_credentials
 from splitjax.runtime.dial import dial
 from splitjax.runtime.guard import Guard, read_token, read_tokens
 from splitjax.runtime.server import Server
-from tests.runtime.conftest import ROUGH, STATEFUL, Model, batches, build, run_all
+from tests.runtime.conftest import (
+    ROUGH,
+    STATEFUL,
+    Model,
+    batches,
+    build,
+    run_all,
+    same,
+)
 
 HOST = "127.0.0.1"
+STEPS, SAVED = 4, 2  # of a `whole` run, and before its checkpoint
 MODELS = {
     "plain": dict(link=ROUGH),
     "u": dict(link=STATEFUL, places=("dense_0", "head")),
@@ -106,6 +115,19 @@ class Served:
 def start(edge, one: Model, **kwargs):
     """An edge's first state."""
     return edge.start(one.params, one.state, one.x, **kwargs)
+
+
+def whole(edge, name):
+    """A run with a checkpoint and a forward pass ends in the bits of one process."""
+    one, (want, losses, out) = model(name), alone(name, STEPS)
+    steps = batches(STEPS, micro=one.micro)
+    run, first = run_all(edge, start(edge, one), steps[:SAVED], in_flight=one.micro)
+    edge.saved(run)
+    run, rest = run_all(edge, run, steps[SAVED:], in_flight=one.micro)
+    assert first + rest == losses
+    same(edge.predict(run, one.x), out)
+    same(run.edge, want.edge)
+    edge.close()
 
 
 class Echo:
