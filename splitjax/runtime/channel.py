@@ -77,8 +77,13 @@ class Mailbox:
         self._error: Exception = Closed("the channel was closed")
         self._over = False
 
-    def put(self, message: bytes) -> None:
-        """Adds a message; waits where the box is full, and gives up when it ends."""
+    def put(self, message: bytes, timeout: float | None = None) -> None:
+        """Adds a message; waits where the box is full, and gives up when it ends.
+
+        Raises:
+          TimeoutError: when there was no room in time.
+          Closed: or what it ended with.
+        """
         size = len(message) + OBJECT_BYTES
 
         def has_room():
@@ -86,7 +91,8 @@ class Mailbox:
             return self._over or fits or not self._messages
 
         with self._changed:
-            self._changed.wait_for(has_room)
+            if not self._changed.wait_for(has_room, timeout):
+                raise TimeoutError(f"nothing was taken within {timeout} s")
             if self._over:
                 raise self._error
             self._messages.append(message)

@@ -287,7 +287,7 @@ class Cloud:
         try:
             channel.send(message)
             self.meter.add(f"edge_{number}", "down", "control", len(message))
-        except Closed:
+        except (Closed, TimeoutError):
             pass  # it is not there to hear it
 
 

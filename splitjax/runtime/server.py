@@ -24,6 +24,7 @@ SERVICE, METHOD = "splitjax.Cloud", "Run"
 PATH = f"/{SERVICE}/{METHOD}"
 # Besides the streams of the edges: health checks, and those who are turned away.
 SPARE_THREADS = 4
+SEND_SECONDS = 120.0  # for a piece of an answer to be taken
 MESSAGE = "max_receive_message_length"
 OPTIONS = [
     (f"grpc.{MESSAGE}", CHUNK_BYTES + 2**10),
@@ -182,7 +183,7 @@ class ServerStream:
     def send(self, message: bytes) -> None:
         """See `Channel.send`."""
         for piece in chunks(message):
-            self._outbox.put(piece)
+            self._outbox.put(piece, SEND_SECONDS)
 
     def receive(self, timeout: float | None = None) -> bytes:
         """See `Channel.receive`."""

@@ -54,12 +54,11 @@ class Shapes:
             return
         if len(self._known) >= MOST:
             raise WrongSchema(f"at most {MOST} shapes may be announced")
-        schema = Schema.from_bytes(text)
-        if schema.to_bytes() != text:
-            raise WrongSchema("a shape has one text: no spaces, and plain ASCII")
-        spec = nest(schema)
+        spec = nest(Schema.from_bytes(text))
         if set(spec) not in ({"x"}, {"x", "target", "weight"}):
             raise WrongSchema(f"a batch has x, target and weight, or x: {sorted(spec)}")
+        if Schema.of(spec).to_bytes() != text:
+            raise WrongSchema("a shape has one text: leaves in order, and no spaces")
         check(spec)
         self._known[bytes(text)] = spec
 
