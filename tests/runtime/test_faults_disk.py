@@ -3,6 +3,9 @@
 import contextlib
 import errno
 import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -97,6 +100,16 @@ def test_a_full_disk_is_told_and_when_there_is_room_the_run_goes_on(
     other.close()
     left.clear()
     resume(both, "u", run, kept)
+
+
+@pytest.mark.slow
+def test_a_real_limit_is_told_at_the_journal_and_at_the_checkpoint(tmp_path):
+    root = pathlib.Path(__file__).parents[2]
+    command = [sys.executable, "-m", "tests.runtime.full_disk", str(tmp_path)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    kwargs = dict(cwd=root, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, **kwargs)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("saved", [True, False])
