@@ -166,7 +166,7 @@ def both(arguments: Sequence[str], workdir: pathlib.Path) -> int:
     folder, log = workdir / "cloud", workdir / "cloud.log"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ADDRESS).unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory() as room:
+    with _orderly(), tempfile.TemporaryDirectory() as room:
         made = make_certificates(pathlib.Path(room, "certificates"))
         cloud = ["-m", "experiments.cloud", *arguments, "--address=localhost:0"]
         cloud += [f"--certificates={made / 'cloud'}", f"--workdir={folder}"]
@@ -176,6 +176,16 @@ def both(arguments: Sequence[str], workdir: pathlib.Path) -> int:
             edge += [f"--certificates={made / 'edge_0'}", f"--workdir={workdir}"]
             with process(edge, None) as running:
                 return running.wait()
+
+
+@contextlib.contextmanager
+def _orderly() -> Iterator[None]:
+    """SIGTERM unwinds this process, as Ctrl-C does: else its children would stay."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _address(child: Any, folder: pathlib.Path, log: pathlib.Path) -> str:
