@@ -1,6 +1,7 @@
 """The edge's way to the cloud: a channel over gRPC."""
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,11 +56,13 @@ class Stream:
     def finish(self, timeout: float) -> None:
         """Sends what is still to be sent, waits for the cloud to end, and closes."""
         self._outbox.end()
+        end = time.monotonic() + timeout  # in all: a cloud may talk without end
         try:
-            while True:
-                self._inbox.get(timeout)
+            while (left := end - time.monotonic()) > 0:
+                self._inbox.get(left)
         except (Closed, TimeoutError, Unauthenticated, CredentialError):
-            self.close()
+            pass  # it ended, one way or the other
+        self.close()
 
     def _pieces(self) -> Iterator[bytes]:
         while True:
