@@ -1,102 +1,91 @@
-"""What a cut costs in one process: the split step against the un-split jitted step.
+"""What a cut costs: steps, start and memory, as ratios that one run measures.
 
-Writes bench_split.json into --workdir: one row a kind of step, measured in one run.
+Writes bench_split.json into --workdir, with one row for each number. The parts, which
+--only chooses from:
+
+* one_process: the split step against the un-split jitted step, both halves here.
+* loopback: the same with edge and cloud as two processes over TLS; also with one core
+  for each process, and one for the un-split step.
+* slow: over slow links with one core for each process, against the ideal makespan.
+* start: from nothing to the first step, and the memory of an edge.
 """
 
 import dataclasses
-import functools
+import json
+import os
+import pathlib
+import signal
 import sys
-from typing import Any
+import tempfile
 
 import jax
-import jax.numpy as jnp
-import optax
 from absl import flags as absl_flags
 
-from splitjax.data.batches import model_inputs
-from splitjax.runtime.local import Local
-from splitjax.train import bench, flags
-from splitjax.train.experiment import Experiment
-from splitjax.train.loop import tick_batch
+from splitjax.core.tree import nearest
+from splitjax.runtime.certificates import make_certificates
+from splitjax.train import bench, flags, processes
+from splitjax.train.bench_links import loopback, slow
+from splitjax.train.bench_processes import Bench, do, pin
+from splitjax.train.bench_start import start
+from splitjax.train.bench_steps import one_process
 
 LAUNCH = flags.define("configs/sft_stsb.py")
-ROUNDS = absl_flags.DEFINE_integer("rounds", 15, "how often each step is timed")
-BOUND = 1.05
+PARTS = {"one_process": one_process, "loopback": loopback, "slow": slow, "start": start}
+# Parts that are also, or only, measured with one core for each process.
+PINNED, PINNED_ONLY = ("loopback", "slow"), ("slow",)
+ROUNDS = absl_flags.DEFINE_integer("rounds", 10, "how often each step is timed")
+SLOW_ROUNDS = absl_flags.DEFINE_integer("slow_rounds", 3, "the same, over slow links")
+LAYERS = absl_flags.DEFINE_list("layers", ["0", "2", "4"], "cuts, over slow links")
+ONLY = absl_flags.DEFINE_list("only", list(PARTS), "the parts to measure")
+CORES = absl_flags.DEFINE_list(
+    "cores", [], "one part alone, with these cores for edge and cloud: 0,1"
+)
+TASK = absl_flags.DEFINE_string("task", "", "JSON; for processes that this one starts")
 
 
-def one_program(experiment: Experiment):
-    """The same step as one jitted program: `value_and_grad`, then the optimizer."""
-    parts = experiment.parts(0)
-    split, first = parts.split, parts.split.frozen
-    [batch] = max(parts.train.epoch(0), key=lambda step: step[0]["mask"].sum())
-    tick = tick_batch(batch, batch["n_valid"])
-    tx = experiment.tx(parts.train.steps_per_epoch())
-    links = split.init_links(parts.params, parts.state, tick["x"])
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
-    def run(params, opt, links, x, target, number):
-        (loss, extra), grads = split.value_and_grad(
-            params, parts.state, links, x, target, key=jax.random.key(number)
-        )
-        updates, opt = tx.update(grads[first:], opt, params[first:])
-        new: Any = optax.apply_updates(params[first:], updates)
-        return (*params[:first], *new), opt, extra["links"], loss
-
-    params = jax.tree.map(jnp.copy, parts.params)
-    opt, number = tx.init(params[first:]), 0
-
-    def step():
-        nonlocal params, opt, links, number
-        number += 1
-        params, opt, links, loss = run(
-            params, opt, links, tick["x"], tick["target"], number
-        )
-        return params, opt, loss
-
-    return step
-
-
-def stepper(experiment: Experiment, *, frames: bool):
-    """A function that does the next step of a run on one batch, again and again."""
-    parts = experiment.parts(0)
-    [batch] = max(parts.train.epoch(0), key=lambda step: step[0]["mask"].sum())
-    driver = Local(parts.algorithm, jax.random.key(0), frames=frames)
-    state = driver.start(parts.params, parts.state, model_inputs(batch))
-    tick = tick_batch(batch, batch["n_valid"])
-
-    def step():
-        nonlocal state
-        state, metrics = driver.step(state, [tick])
-        return state.edge, state.slot, metrics
-
-    return step
+def on_cores(part: str, command: list[str], workdir: pathlib.Path) -> list[dict]:
+    """The rows of a part in a process that has one core, and its clouds another."""
+    cores = sorted(os.sched_getaffinity(0))
+    more = [f"--cores={cores[0]},{cores[-1]}", f"--only={part}", f"--workdir={workdir}"]
+    more += [f"--rounds={ROUNDS.value}", f"--slow_rounds={SLOW_ROUNDS.value}"]
+    more += [f"--layers={','.join(LAYERS.value)}"]
+    log = workdir.with_suffix(".log")
+    with processes.process([*command, *more], log) as child:
+        if child.wait():
+            raise RuntimeError(f"{part} failed:\n{log.read_text(errors='replace')}")
+    return json.loads((workdir / "bench_split.json").read_text())["rows"]
 
 
 def main(_: list[str]) -> None:
-    """Times every kind of step in turn."""
-    experiment = dataclasses.replace(LAUNCH.experiment, limit=512, micro=1, fit_steps=0)
-    plain = dataclasses.replace(
-        experiment,
-        after=(f"layer_{experiment.layer}",),
-        forward_bits=32,
-        backward_bits=32,
-        ragged=False,
-        frozen_edge=False,
-    )
-    trained = dataclasses.replace(experiment, frozen_edge=False, backward_bits=4)
-    unsplit = dataclasses.replace(experiment, mode="unsplit")
-    steps = {
-        "un-split": stepper(unsplit, frames=False),
-        "layer cut, float32, one program": one_program(plain),
-        "layer cut, float32": stepper(plain, frames=False),
-        "layer cut, float32, frames": stepper(plain, frames=True),
-        "this config, edge trained, frames": stepper(trained, frames=True),
-        "this config, one program": one_program(experiment),
-        "this config": stepper(experiment, frames=False),
-        "this config, frames": stepper(experiment, frames=True),
-    }
-    times = bench.interleaved(steps, rounds=ROUNDS.value)
-    made = bench.rows(times, "un-split", {name: BOUND for name in list(steps)[1:]})
+    """Measures every part in turn."""
+    pin(CORES.value)
+    # Every process compiles the same small programs.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    if TASK.value:
+        return do(LAUNCH.experiment, TASK.value)
+    if unknown := [part for part in ONLY.value if part not in PARTS]:
+        raise SystemExit(f"--only={unknown[0]}: {nearest(unknown[0], tuple(PARTS))}")
+    # The processes that this one starts end with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    command = ["-m", "experiments.bench_split"]
+    command += flags.config_arguments()
+    made: list[dict] = []
+    with tempfile.TemporaryDirectory() as room:
+        make_certificates(pathlib.Path(room, "certificates"))
+        b = Bench(
+            LAUNCH.experiment,
+            tuple(command),
+            pathlib.Path(room),
+            rounds=ROUNDS.value,
+            layers=tuple(map(int, LAYERS.value)),
+            cores=tuple(CORES.value),
+        )
+        for part in ONLY.value:
+            if CORES.value or part not in PINNED_ONLY:
+                rounds = SLOW_ROUNDS.value if part == "slow" else ROUNDS.value
+                made += PARTS[part](dataclasses.replace(b, rounds=rounds))
+            if not CORES.value and part in PINNED:
+                made += on_cores(part, command, pathlib.Path(room, part))
     table = bench.write(made, LAUNCH.workdir / "bench_split.json")
     sys.stdout.write(f"{table}\n")
 

@@ -73,11 +73,14 @@ def write(made: Sequence[dict[str, Any]], path: pathlib.Path) -> str:
     """Writes the rows to a JSON file, and gives them as a Markdown table."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"rows": made, **versions()}, indent=2) + "\n")
-    head = ("name", "ms", "ratio", "bound")
+    head = ("name", "value", "against", "ratio", "bound")
     cells = [
         (
             row["name"],
-            f"{1e3 * row['value']:.1f}",
+            f"{1e3 * row['value']:.1f} ms"
+            if row["unit"] == "s"
+            else f"{row['value']:.0f} {row['unit']}",
+            row["reference"],
             f"{row['ratio']:.3f}",
             "-" if row["bound"] is None else f"{row['bound']:.2f}",
         )

@@ -171,7 +171,7 @@ def both(arguments: Sequence[str], workdir: pathlib.Path) -> int:
         cloud = ["-m", "experiments.cloud", *arguments, "--address=localhost:0"]
         cloud += [f"--certificates={made / 'cloud'}", f"--workdir={folder}"]
         with process(cloud, log) as child:
-            address = _address(child, folder, log)
+            address = address_of(child, folder, log)
             edge = ["-m", "experiments.edge", *arguments, f"--address={address}"]
             edge += [f"--certificates={made / 'edge_0'}", f"--workdir={workdir}"]
             with process(edge, None) as running:
@@ -188,8 +188,12 @@ def _orderly() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _address(child: Any, folder: pathlib.Path, log: pathlib.Path) -> str:
-    """Where the cloud serves, once it does."""
+def address_of(child: Any, folder: pathlib.Path, log: pathlib.Path) -> str:
+    """What a cloud writes into its folder once it serves: where.
+
+    Raises:
+      RuntimeError: when it does not come up; the message has the end of its log.
+    """
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and child.poll() is None:
         if (folder / ADDRESS).exists():

@@ -104,3 +104,26 @@ def test_a_missing_config_is_told(run):
     assert done.stderr == (
         "--config=mime.py: no such file; did you mean 'mine.py'? There are: mine.py\n"
     )
+
+
+@pytest.mark.slow
+def test_bench_split_measures_every_part(run):
+    """With a row for each number; what they are is for a machine at rest."""
+    few = ["--rounds=1", "--slow_rounds=1", "--layers=0", "--workdir=bench"]
+    done = run("bench_split", *few)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((run.folder / "bench/bench_split.json").read_text())["rows"]
+    fields = {"name", "value", "unit", "reference", "ratio", "bound"}
+    assert all(set(row) == fields and row["ratio"] > 0 for row in rows)
+    names = [row["name"] for row in rows]
+    assert all(name in done.stdout for name in names)
+    for part in (
+        "float32, frames",
+        "float32, two processes",
+        "this config, two processes, one core each",
+        "cut 0, float32, 10Mbit,20ms, 4 in flight",
+        "cut 0, this config, edge trained, 100Mbit,20ms, 1 in flight",
+        "this config, process to first step, not compiling",
+        "float32, edge process, peak memory",
+    ):
+        assert part in names
