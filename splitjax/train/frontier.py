@@ -131,12 +131,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def plot(rows: Sequence[dict[str, Any]], path: pathlib.Path, title: str = "") -> None:
     """Draws score against ratio, on a logarithmic axis, to a PNG file.
 
-    The points are numbered, and named in the legend beside the picture; a line joins
+    The points are numbered, and named in the legend below the picture; a line joins
     those that no other one beats in both score and ratio.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
-    figure = Figure(figsize=(11, 5), layout="constrained")
+    figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots()
     base, shown = rows[0], [r for r in rows[1:] if r["ratio"]]
     axes.axhline(base["value"], color="gray", ls="--", label="un-split")
@@ -166,12 +167,15 @@ def plot(rows: Sequence[dict[str, Any]], path: pathlib.Path, title: str = "") ->
             fontsize=9,
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}x")
+    axes.xaxis.set_minor_formatter("")
     axes.set(
         xlabel="fewer bytes than a float32 layer cut, both ways (in frames)",
         ylabel=base["unit"],
         title=title,
     )
-    figure.legend(loc="outside right upper", fontsize=8)
+    figure.legend(loc="outside lower center", fontsize=8, ncols=2)
     figure.savefig(path, dpi=120)
 
 
