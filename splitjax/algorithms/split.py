@@ -135,7 +135,7 @@ def split_learning(
             if micro > 1 and grads:
                 grads = jax.tree.map(jnp.add, mine["acc"], grads)
             if not at.apply:
-                changes = {**mine, "acc": grads}
+                changes = {**changes, "acc": grads}
             elif sync:
                 live = {"grads": grads, "metrics": live.get("metrics", {})}
             else:
