@@ -1,66 +1,26 @@
 """How the code at a narrow cut is made: once, in the cloud, from public text."""
 
-import dataclasses
 import hashlib
-import json
+import itertools
 import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from splitjax import data
 from splitjax.core.codec import Link
 from splitjax.core.stage import Stage, join
 from splitjax.core.tree import Tree, nearest, path_name, spec_of
-from splitjax.data.archive import cache
-from splitjax.data.batches import model_inputs
 from splitjax.factors.low_rank import squeeze_params
 from splitjax.factors.principal import principal
 from splitjax.models import pretrained
 from splitjax.models.squeeze import Squeeze
+from splitjax.train import shelf
 from splitjax.train.distill import distill
 
-BATCH_SIZE, MAX_LENGTH = 64, 64
 ROWS = 50_000  # tokens that principal directions are taken from
-
-
-def public_batches(
-    names: Sequence[str], tokenizer: Any, *, pairs: bool, types: bool
-) -> Iterator[Tree]:
-    """Inputs of a model from the training texts of some data sets, without end.
-
-    Args:
-      names: data sets as `splitjax.data.load` knows them.
-      tokenizer: the model's.
-      pairs: whether the model reads two texts in one sequence. Then data sets without
-        second texts pair each text with the next one.
-      types: whether the model reads token types.
-    """
-    first: list[str] = []
-    second: list[str] = []
-    for name in names:
-        table = data.load(name, "train")
-        one, other = table.text_a, table.text_b
-        if pairs:
-            first += one
-            second += other or one[1:] + one[:1]
-        else:
-            first += list(dict.fromkeys([*one, *(other or [])]))
-    labels = np.zeros(len(first), np.float32)
-    table = data.Table("public", "train", first, second if pairs else None, labels, 0)
-    encoded = tokenizer.encode(table, max_length=MAX_LENGTH)
-    if not types:
-        encoded = dataclasses.replace(encoded, types=None)
-    batches = data.Batches(encoded, BATCH_SIZE, group_by_length=True)
-    epoch = 0
-    while True:
-        for [batch] in batches.epoch(epoch):
-            yield model_inputs(batch)
-        epoch += 1
 
 
 def squeezed_params(
@@ -70,7 +30,7 @@ def squeezed_params(
     *,
     layer: int,
     squeeze: Squeeze,
-    inputs: Iterator[Tree],
+    inputs: Callable[[], Iterator[Tree]],
     link: Link,
     steps: int,
     learning_rate: float,
@@ -78,70 +38,112 @@ def squeezed_params(
 ) -> Tree:
     """Pretrained parameters of a model with a narrow cut: fitted, then distilled.
 
+    What was made of the same texts before is read from the cache, and no text is.
+
     Args:
       given: those of the whole model, by stage name.
       teacher: its stages, without a head.
       student: those of the cut one.
       layer: see `fit_squeeze`.
       squeeze: see `fit_squeeze`.
-      inputs: public texts, read where the weights alone do not decide.
+      inputs: gives public texts, read where the weights alone do not decide.
       link: of the cut.
       steps: of distillation; 0 for none.
       learning_rate: see `distill`.
-      about: see `distilled`.
+      about: what else decides the texts, as JSON types: their names in "texts".
     """
-    kwargs: dict[str, Any] = dict(layer=layer, squeeze=squeeze, inputs=inputs)
-    if not steps and squeeze.mode == "svd" and not isinstance(squeeze.skip, int):
-        return fit_squeeze(teacher, given, {}, {}, **kwargs)
-    x = next(inputs)
-    whole = pretrained.start(teacher, given, key=jax.random.key(0), spec=spec_of(x))
-    fitted = fit_squeeze(teacher, given, *whole, **kwargs)
+    width = squeeze.rank if squeeze.mode == "pca" else squeeze.skip
+    found: dict[str, Any] = {}
+    if isinstance(width, int):
+        before = f"layer_{layer}/ffn"
+        found = directions(teacher, given, before, width, inputs, about)
+    fitted = fit_squeeze(
+        teacher,
+        given,
+        layer=layer,
+        squeeze=squeeze,
+        mean=found.get("mean"),
+        basis=found.get("basis"),
+    )
     if not steps:
         return fitted
+    # The texts go on where the directions left them.
+    start = int(found.get("batches", 1))
     return distilled(
         teacher,
         student,
         given,
         fitted,
         link=link,
-        inputs=inputs,
+        inputs=lambda: itertools.islice(inputs(), start, None),
         steps=steps,
         learning_rate=learning_rate,
-        about={**about, "inputs": sorted(x)},
+        about=about,
+    )
+
+
+def directions(
+    stages: Sequence[Stage],
+    given: Tree,
+    before: str,
+    width: int,
+    inputs: Callable[[], Iterator[Tree]],
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """Principal directions of what enters a stage; kept in the cache.
+
+    Returns:
+      `mean` (D,) and `basis` (D, width), float64; `batches`, how many were read.
+    """
+    known = [stage.name for stage in stages]
+    if before not in known:
+        raise ValueError(f"no stage {before!r} to squeeze: {nearest(before, known)}")
+    front = known[: known.index(before)]
+
+    def make():
+        batches = inputs()
+        x = next(batches)
+        whole = pretrained.start(stages, given, key=jax.random.key(0), spec=spec_of(x))
+        rows, count = activations(stages, *whole, before, batches, ROWS)
+        mean, basis, share = principal(rows, width)
+        logging.info("%d principal directions keep %.1f %%", width, 100 * share)
+        return {"mean": mean, "basis": basis, "batches": np.int64(count + 1)}
+
+    weights = digest({name: given[name] for name in front})
+    return shelf.kept(
+        {
+            **about,
+            "content": shelf.content(about["texts"]),
+            "directions": [before, width, ROWS],
+            "weights": weights,
+        },
+        make,
     )
 
 
 def fit_squeeze(
     stages: Sequence[Stage],
     given: Tree,
-    params: Tree,
-    state: Tree,
     *,
     layer: int,
     squeeze: Squeeze,
-    inputs: Iterator[Tree],
+    mean: np.ndarray | None,
+    basis: np.ndarray | None,
 ) -> Tree:
     """Pretrained parameters in which one feed-forward block is parted for the cut.
 
     Args:
       stages: of the whole model, without the cut.
       given: its pretrained parameters by stage name.
-      params: all its parameters.
-      state: its state.
       layer: the layer to part.
       squeeze: how.
-      inputs: texts, where principal directions are needed.
+      mean: see `directions`; None where the weights alone decide.
+      basis: likewise.
     """
     block = f"layer_{layer}/ffn"
     if block not in given:
         known = [stage.name for stage in stages]
         raise ValueError(f"no stage {block!r} to squeeze: {nearest(block, known)}")
-    width = squeeze.rank if squeeze.mode == "pca" else squeeze.skip
-    mean = basis = None
-    if isinstance(width, int):
-        rows = activations(stages, params, state, block, inputs, ROWS)
-        mean, basis, kept = principal(rows, width)
-        logging.info("%d principal directions keep %.1f %%", width, 100 * kept)
     edge, cloud = squeeze_params(
         given[block],
         squeeze.rank,
@@ -163,8 +165,8 @@ def activations(
     before: str,
     inputs: Iterator[Tree],
     count: int,
-) -> np.ndarray:
-    """At least `count` rows (N, D) that enter a stage, of real tokens."""
+) -> tuple[np.ndarray, int]:
+    """At least `count` rows (N, D) that enter a stage, and of how many batches."""
     names = [stage.name for stage in stages]
     front = join(stages[: names.index(before)])
     own = [
@@ -176,7 +178,7 @@ def activations(
     while sum(map(len, rows)) < count:
         x = next(inputs)
         rows.append(np.asarray(run(own, x), np.float32)[x["mask"]])
-    return np.concatenate(rows)
+    return np.concatenate(rows), len(rows)
 
 
 def distilled(
@@ -186,7 +188,7 @@ def distilled(
     fitted: Tree,
     *,
     link: Link,
-    inputs: Iterator[Tree],
+    inputs: Callable[[], Iterator[Tree]],
     steps: int,
     learning_rate: float,
     about: dict[str, Any],
@@ -204,16 +206,11 @@ def distilled(
       learning_rate: see `distill`.
       about: what else decides the result, as JSON types; the cache's key.
     """
-    from safetensors.numpy import load_file, save_file
-
-    about = {**about, "steps": steps, "learning_rate": learning_rate}
-    about["error"] = "tokens and means"
-    about |= {"forward": link.forward.name, "weights": digest(fitted)}
-    name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:20]
-    path = cache() / "bridges" / f"{name}.safetensors"
     names = {stage.name for stage in student}
-    if not path.exists():
-        x = next(inputs)
+
+    def make():
+        batches = inputs()
+        x = next(batches)
         key = jax.random.key(0)
         params, state = pretrained.start(teacher, given, key=key, spec=spec_of(x))
         more = pretrained.start(student, fitted, key=key, spec=spec_of(x))
@@ -223,18 +220,26 @@ def distilled(
             {**params, **more[0]},
             {**state, **more[1]},
             link=link,
-            batches=inputs,
+            batches=batches,
             steps=steps,
             learning_rate=learning_rate,
         )
         logging.info(
             "distilled: error %.4f at first, %.4f at last", losses[0], losses[-1]
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        save_file({k: np.asarray(v) for k, v in flat(learned).items()}, part)
-        part.rename(path)
-    learned = load_file(path)
+        return flat(learned)
+
+    learned = shelf.kept(
+        {
+            **about,
+            "steps": steps,
+            "learning_rate": learning_rate,
+            "error": "tokens and means",
+            "forward": link.forward.name,
+            "weights": digest(fitted),
+        },
+        make,
+    )
     full = {name: leaves for name, leaves in fitted.items() if name in names}
     rest = {name: leaves for name, leaves in fitted.items() if name not in names}
 

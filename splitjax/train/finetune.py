@@ -22,9 +22,10 @@ from splitjax.models import heads, pretrained
 from splitjax.models.bert import bert
 from splitjax.models.bert_config import BertConfig
 from splitjax.models.squeeze import Squeeze
-from splitjax.train.bridge import public_batches, squeezed_params
+from splitjax.train.bridge import squeezed_params
 from splitjax.train.experiment import Parts
 from splitjax.train.finetune_options import DTYPES, FinetuneOptions
+from splitjax.train.public_text import public_batches
 from splitjax.train.task import SCORES, TASKS, TOWERS, Task, task
 
 
@@ -186,19 +187,27 @@ class Finetune(FinetuneOptions):
         given = pretrained.load(self.folder(), config)
         if not self.squeezes():
             return given
-        tokenizer = data.Tokenizer(self.folder())
-        types = bool(config.types)
+        types = pairs and bool(config.types)
+
+        def inputs():
+            tokenizer = data.Tokenizer(self.folder())
+            return public_batches(self.fit_text, tokenizer, pairs=pairs, types=types)
+
         return squeezed_params(
             given,
             bert(config, (), dtype=DTYPES[self.dtype]),
             self._bert(config, ()),
             layer=self.layer,
             squeeze=self._squeeze(),
-            inputs=public_batches(self.fit_text, tokenizer, pairs=pairs, types=types),
+            inputs=inputs,
             link=self.link(),
             steps=self.fit_steps,
             learning_rate=self.fit_rate,
-            about={"texts": self.fit_text, "dtype": self.dtype},
+            about={
+                "texts": self.fit_text,
+                "dtype": self.dtype,
+                "inputs": ["ids", "mask", "types"] if types else ["ids", "mask"],
+            },
         )
 
     def _squeeze(self) -> Squeeze:
