@@ -163,7 +163,7 @@ def plot(rows: Sequence[dict[str, Any]], path: pathlib.Path, title: str = "") ->
             str(number),
             (r["ratio"], r["value"]),
             textcoords="offset points",
-            xytext=(5, 5),
+            xytext=(6, -4),
             fontsize=9,
         )
     axes.set_xscale("log")
