@@ -8,7 +8,8 @@ Expect: dev Matthews after the last epoch (2026-11-24), 99.7x, the edge does 23 
   Rates were chosen on seed 0 from 5e-5 and 1e-4, 3 epochs: un-split .335 and .260,
   frozen float32 edge .274 and .287. Five epochs pay for 300 dimensions of 4 bits; with
   three, 168 dimensions (.221) lost 7 points to that float32 edge. A frozen float32
-  edge could send once, too, and only up: the ratio to that is 10
+  edge could send once, too, and only up: the ratio to that is 10. Both arms read the
+  same batches in every epoch, as sending once asks for
 Cost: 5 minutes a run on one CPU core, 7 un-split; no code is fit
 """
 
