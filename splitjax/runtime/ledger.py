@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -106,7 +107,15 @@ def _room() -> Iterator[None]:
     """Gives a full disk its type; the edge is told, and can come again."""
     try:
         yield
-    except (JournalFull, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in FULL:
+    except (JournalFull, OSError, ValueError) as error:
+        if not _is_full(error):
             raise
         raise Refused("full", f"the cloud's disk is full: {error}") from error
+
+
+def _is_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    # TensorStore, which writes Orbax's arrays, has no type for it, only this text.
+    codes = re.findall(r"os_error_code='(\d+)'", str(error))
+    return isinstance(error, JournalFull) or any(int(code) in FULL for code in codes)
