@@ -10,9 +10,9 @@ STAMP := $(VENV)/.installed
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS)
 
 DEMO = --config=configs/sft_stsb.py --config.mode=processes --config.compare=True \
-	--config.fit_steps=100
+	--config.fit_steps=0
 ifdef SMALL
-DEMO += --config.steps=20 --config.fit_steps=10
+DEMO += --config.steps=20
 endif
 
 .PHONY: help install data demo test slow doctest lint format clean
