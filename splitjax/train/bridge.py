@@ -68,7 +68,7 @@ def squeezed_params(
     if not steps:
         return fitted
     # The texts go on where the directions left them.
-    start = int(found.get("batches", 1))
+    start = int(np.ravel(found.get("batches", 1))[0])
     return distilled(
         teacher,
         student,
@@ -114,7 +114,7 @@ def directions(
         {
             **about,
             "content": shelf.content(about["texts"]),
-            "directions": [before, width, ROWS],
+            "principal": [before, width, ROWS],
             "weights": weights,
         },
         make,

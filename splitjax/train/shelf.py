@@ -33,7 +33,8 @@ def kept(about: dict[str, Any], make: Callable[[], Arrays]) -> Arrays:
     name = hashlib.sha256(text).hexdigest()[:20]
     path = cache() / "bridges" / f"{name}.safetensors"
     if not path.exists():
-        made = {name: np.asarray(array) for name, array in make().items()}
+        # safetensors writes the memory of an array, whatever its strides say.
+        made = {k: np.ascontiguousarray(v) for k, v in make().items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
         save_file(made, part)
