@@ -9,7 +9,7 @@ Expect: seeds 0 to 4 (2026-11-24), 100.1x, the edge does 22 % of the FLOPs, befo
       .8874 .8873 .8870 .8890 .8883  and  .8945 .8962 .8940 .8960 .8954
     test  split .8496  un-split .8544   -0.48 ± .07
       .8474 .8493 .8505 .8504 .8506  and  .8512 .8548 .8531 .8565 .8565
-  Un-split seeds 1 to 4 are of an earlier commit of that day; seed 0 gave the same again.
+  Un-split seeds 1 to 4 are of an earlier commit of that day; seed 0 gave the same
   Cut in layer 2 (the edge does 39 %): dev -1.04 ± .04, test -0.20 ± .10. Both arms at
   5e-5, which was not tuned. A float32 cut of a frozen edge sends only up: 50x of that
 Cost: 2 to 3 minutes a run on one CPU core, and 15 once to fit the code (it is kept)
