@@ -200,4 +200,5 @@ def split_learning(
         predict=predict(party),
         merge=merge,
         once=split.frozen > 0,
+        renewed=("acc",) if micro > 1 else (),
     )

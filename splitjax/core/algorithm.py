@@ -72,6 +72,8 @@ class Algorithm:
       merge: `(edge, shared, slot) -> (params, state)` of the whole model.
       once: whether the first message of a tick depends on its batch alone, so that who
         has kept it need not be sent it again.
+      renewed: entries that a party's last function of every tick gives anew, so that
+        their old arrays may be used for the new ones.
 
     Example: see `splitjax.algorithms.split`.
     """
@@ -82,6 +84,7 @@ class Algorithm:
     predict: tuple[tuple[Hop, ...], Callable] | None = None
     merge: Callable[..., tuple[Tree, Tree]] | None = None
     once: bool = False
+    renewed: tuple[str, ...] = ()
 
 
 def add_metrics(first: dict, second: dict) -> dict:

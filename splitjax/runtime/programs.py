@@ -27,7 +27,7 @@ class Programs:
       jit: False runs operation by operation, for debugging.
 
     The last function of a party in a step returns all that it holds, so it is given
-    the party's arrays to reuse.
+    the party's arrays to reuse; in the other ticks those that are renewed.
     """
 
     def __init__(self, algorithm: Algorithm, *, jit: bool = True):
@@ -44,16 +44,17 @@ class Programs:
     def cloud(self, hop: int, at: At) -> Callable:
         """The cloud's function of a hop."""
         hops = self.hops(at)
-        done = at.apply and hop == len(hops) - 1
-        name = ("cloud", hop, at.apply)
-        return self._function(name, hops[hop].cloud, donate=1 if done else None)
+        name, function = ("cloud", hop, at.apply), hops[hop].cloud
+        if hop < len(hops) - 1:
+            return self._function(name, function)
+        return self._final(name, function, at, holder=1)
 
     def last(self, at: At) -> Callable | None:
         """The edge's function after the last hop, or None."""
         if self.algorithm.last is None:
             return None
-        donate = 0 if at.apply else None
-        return self._function(("last", at.apply), self.algorithm.last, donate=donate)
+        name = "last", at.apply
+        return self._final(name, self.algorithm.last, at, holder=0)
 
     def hops(self, at: At) -> tuple:
         """The hops of a tick."""
@@ -122,6 +123,26 @@ class Programs:
             self._compiled[name] = self._jit(function, donate_argnums=numbers)
         return self._compiled[name]
 
+    def _final(self, name, function, at, *, holder):
+        """A party's last function of a tick; argument `holder` is what it holds."""
+        if at.apply:
+            return self._function(name, function, donate=holder)
+        renewed = self.algorithm.renewed
+
+        def run(old, *args):
+            joined = _each(lambda rest, old: {**rest, **old}, args[holder], old)
+            return function(*args[:holder], joined, *args[holder + 1 :])
+
+        compiled = self._function(name, run, donate=0)
+
+        def call(*args):
+            held = args[holder]
+            old = _each(lambda d: {k: d[k] for k in renewed}, held)
+            rest = _each(lambda d: {k: d[k] for k in d if k not in renewed}, held)
+            return compiled(old, *args[:holder], rest, *args[holder + 1 :])
+
+        return call
+
     def _walk(self, place, hops, last, held, batch, at):
         if place in self._exchanges:
             return self._exchanges[place]
@@ -140,6 +161,13 @@ class Programs:
         schemas = [Exchange(self.schema(up), self.schema(down)) for up, down in found]
         self._exchanges[place] = tuple(schemas)
         return self._exchanges[place]
+
+
+def _each(function: Callable, held: Any, *more: Any) -> Any:
+    """Applies it to what an edge holds, or to what each lane's slot does."""
+    if isinstance(held, dict):
+        return function(held, *more)
+    return tuple(function(*lane) for lane in zip(held, *more, strict=True))
 
 
 def place_of(spec: Tree) -> tuple:
