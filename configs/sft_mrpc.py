@@ -16,7 +16,6 @@ def get_config() -> Finetune:
     return narrow(
         task="mrpc",
         epochs=3,
-        layer=1,
         rank=184,
         forward_bits=4,
         send_once=True,

@@ -14,7 +14,6 @@ def get_config() -> Finetune:
     return narrow(
         task="rte",
         epochs=2,
-        layer=1,
         rank=124,
         forward_bits=4,
         send_once=True,

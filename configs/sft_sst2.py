@@ -13,4 +13,4 @@ from splitjax.train.finetune import Finetune, narrow
 
 def get_config() -> Finetune:
     """The options of this run."""
-    return narrow(task="sst2", epochs=1, layer=1)
+    return narrow(task="sst2", epochs=1)

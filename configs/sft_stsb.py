@@ -20,4 +20,4 @@ from splitjax.train.finetune import Finetune, narrow
 
 def get_config() -> Finetune:
     """The options of this run."""
-    return narrow(task="stsb", epochs=1, layer=1)
+    return narrow(task="stsb", epochs=1)

@@ -12,4 +12,4 @@ from splitjax.train.finetune import Finetune, narrow
 
 def get_config() -> Finetune:
     """The options of this run."""
-    return narrow(task="stsb", epochs=5, send_once=True)
+    return narrow(task="stsb", layer=2, epochs=5, send_once=True)

@@ -87,6 +87,7 @@ class Experiment:
     micro: int = option(1, "micro-batches (ticks) in one optimizer step")
     in_flight: int = option(1, "micro-batches under way at once, at most `micro`")
     learning_rate: float = option(5e-5, "the peak of the schedule")
+    unsplit_rate: float = option(0.0, "that of the un-split run; 0: learning_rate too")
     schedule: str = option(
         "linear", "after the warm-up: 'linear', 'cosine', 'constant'"
     )
@@ -159,17 +160,21 @@ class Experiment:
 
     def tx(self, steps: int) -> optax.GradientTransformation:
         """The optimizer of one party, for a run of so many steps."""
-        warmup = round(self.warmup * steps)
-        rise = optax.linear_schedule(0.0, self.learning_rate, max(warmup, 1))
+        warmup, peak = round(self.warmup * steps), self._peak()
+        rise = optax.linear_schedule(0.0, peak, max(warmup, 1))
         left = max(steps - warmup, 1)
         fall = {
-            "linear": optax.linear_schedule(self.learning_rate, 0.0, left),
-            "cosine": optax.cosine_decay_schedule(self.learning_rate, left),
-            "constant": optax.constant_schedule(self.learning_rate),
+            "linear": optax.linear_schedule(peak, 0.0, left),
+            "cosine": optax.cosine_decay_schedule(peak, left),
+            "constant": optax.constant_schedule(peak),
         }[self.schedule]
         rate = optax.join_schedules([rise, fall], [warmup]) if warmup else fall
         adam = optax.adamw(rate, eps=1e-8, weight_decay=self.weight_decay, mask=decayed)
         return optax.chain(clip_by_global_norm(self.clip), adam) if self.clip else adam
+
+    def _peak(self) -> float:
+        own = self.unsplit_rate if self.mode == "unsplit" else 0.0
+        return own or self.learning_rate
 
     def identity(self, seed: int) -> dict:
         """What decides the numbers of one run: a checkpoint of another is refused.
@@ -178,6 +183,8 @@ class Experiment:
         """
         fields = dataclasses.asdict(self)
         free = {*self.WATCHING, *(self.OF_THE_CUT if self.mode == "unsplit" else ())}
+        free.add("unsplit_rate")
+        fields["learning_rate"] = self._peak()
         kept = {k: v for k, v in fields.items() if k not in free}
         return {"experiment": type(self).__name__, **kept, "seed": seed}
 

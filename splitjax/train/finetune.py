@@ -23,6 +23,7 @@ from splitjax.models.bert import bert
 from splitjax.models.bert_config import BertConfig
 from splitjax.models.squeeze import Squeeze
 from splitjax.train.bridge import squeezed_params
+from splitjax.train.codec_text import codec_of
 from splitjax.train.experiment import Parts
 from splitjax.train.finetune_options import DTYPES, FinetuneOptions
 from splitjax.train.public_text import public_batches
@@ -143,10 +144,13 @@ class Finetune(FinetuneOptions):
     def link(self) -> Link:
         """The codecs of a cut."""
         padding = (codecs.ragged(),) if self.ragged else ()
-        return Link(
-            chain(*padding, self._codec(self.forward_bits, "nearest")),
-            self._codec(self.backward_bits, "stochastic"),
-        )
+        forward = chain(*padding, self._codec(self.forward_bits, "nearest"))
+        backward = self._codec(self.backward_bits, "stochastic")
+        if self.forward:
+            forward = codec_of(self.forward)
+        if self.backward:
+            backward = codec_of(self.backward)
+        return Link(forward, backward)
 
     def _codec(self, bits: int, rounding: str) -> Codec:
         if bits == 32:
@@ -232,7 +236,7 @@ class Finetune(FinetuneOptions):
 def narrow(**fields: Any) -> Finetune:
     """The recipe of the SFT configs: a frozen edge, 80 dimensions of 3 bits, no more.
 
-    The code is the input of layer 2's feed-forward block in 80 dimensions, fit to
+    The code is the input of layer 1's feed-forward block in 80 dimensions, fit to
     public text; 30 bytes a token go up, and nothing comes down.
 
     Args:
@@ -243,7 +247,7 @@ def narrow(**fields: Any) -> Finetune:
       (80, 8)
     """
     recipe: dict[str, Any] = {
-        "layer": 2,
+        "layer": 1,
         "bridge": "pca",
         "rank": 80,
         "forward_bits": 3,

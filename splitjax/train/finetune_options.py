@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from splitjax.core.tree import Tree
+from splitjax.train.codec_text import codec_of
 from splitjax.train.experiment import Experiment, check, option
 from splitjax.train.task import HEADS, SCORES
 
@@ -46,12 +47,16 @@ class FinetuneOptions(Experiment):
     backward_bits: int = option(32, "of a gradient, likewise")
     grid: str = option("channel", "what shares a grid: 'token', 'channel' or 'group'")
     ragged: bool = option(True, "leave padding out of the messages")
+    forward: str = option(
+        "", "instead of those four: codecs of activations, as 'ragged() + quantize(4)'"
+    )
+    backward: str = option("", "of gradients, likewise, instead of backward_bits")
 
     OF_THE_CUT: ClassVar[tuple[str, ...]] = (
         *Experiment.OF_THE_CUT,
         *("squeeze", "layer", "rank", "skip", "keep_skip", "bridge", "after", "grid"),
         *("fit_text", "fit_steps", "fit_rate", "label_side", "frozen_edge", "ragged"),
-        *("forward_bits", "backward_bits"),
+        *("forward_bits", "backward_bits", "forward", "backward"),
     )
 
     def validate(self) -> None:
@@ -69,6 +74,16 @@ class FinetuneOptions(Experiment):
                 "send_once=True needs frozen_edge=True: an edge that learns has "
                 "something new to send in every epoch"
             )
+        for name in ("forward", "backward"):
+            text, bits = getattr(self, name), getattr(self, f"{name}_bits")
+            if not text:
+                continue
+            codec_of(text)
+            if bits != 32:
+                raise ValueError(
+                    f"{name}={text!r} beside {name}_bits={bits}: one of them says what "
+                    f"crosses; take --config.{name}_bits=32 to let the text say it"
+                )
         if self.mode != "unsplit" and not (self.squeeze or self.after):
             raise ValueError(
                 "a split run needs a place to cut: squeeze=True, or after=('layer_2',)"

@@ -66,6 +66,25 @@ def test_the_rate_rises_then_falls(schedule, middle, end, warmup):
         np.testing.assert_allclose(np.diff(rates[: top + 1]), peak / top, rtol=1e-3)
 
 
+def test_the_unsplit_run_may_have_a_rate_of_its_own():
+    """And is then the run that it would be with that rate alone."""
+    both = Finetune(learning_rate=1e-4, unsplit_rate=5e-5)
+    alone = Finetune(learning_rate=5e-5, mode="unsplit")
+    unsplit = dataclasses.replace(both, mode="unsplit")
+    assert unsplit.identity(0) == alone.identity(0)
+    assert both.identity(0) == Finetune(learning_rate=1e-4).identity(0)
+    params = {"w": jnp.ones(())}
+    updates = []
+    for experiment in (unsplit, alone, both):
+        given = dict(warmup=0.0, weight_decay=0.0, clip=0.0)
+        tx = dataclasses.replace(experiment, **given).tx(10)
+        with jax.numpy_dtype_promotion("standard"):
+            made, _ = tx.update(params, tx.init(params), params)
+        updates.append(float(made["w"]))
+    assert updates[0] == updates[1] == pytest.approx(-5e-5, rel=1e-4)
+    assert updates[2] == pytest.approx(-1e-4, rel=1e-4)
+
+
 def test_the_gradient_is_clipped_before_adam_sees_it():
     """Two gradients that are the same when clipped give the same moments."""
     tx = Experiment(clip=1.0).tx(10)
@@ -111,7 +130,8 @@ def test_watching_a_run_does_not_make_it_another():
     assert Finetune().identity(1) != one
     names = {field.name for field in dataclasses.fields(Finetune)}
     assert set(Experiment.WATCHING) <= names
-    assert set(one) == names - set(Experiment.WATCHING) | {"experiment", "seed"}
+    free = {*Experiment.WATCHING, "unsplit_rate"}
+    assert set(one) == names - free | {"experiment", "seed"}
     assert Finetune(rank=9).identity(0) != one
     whole = Finetune(mode="unsplit").identity(0)
     assert set(Finetune.OF_THE_CUT) == set(one) - set(whole)
