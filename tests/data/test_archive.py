@@ -1,6 +1,7 @@
 """Archives without a network: a wheel made here stands for what pip would bring."""
 
 import hashlib
+import io
 import tarfile
 import zipfile
 
@@ -135,6 +136,36 @@ def test_a_member_that_is_not_there_is_named(kind, tmp_path, wheel, offer, home)
     with pytest.raises(ArchiveError, match="has no member 'pkg/gone.txt'"):
         folder("toy", fetch=True)
     assert cached("toy") is None
+
+
+def tar(path, mode, name):
+    with tarfile.open(path, mode) as file:
+        member = tarfile.TarInfo(name)
+        member.size = len(TEXT)
+        file.addfile(member, io.BytesIO(TEXT))
+    return path
+
+
+def test_a_package_of_npm(tmp_path, offer):
+    offer(tar(tmp_path / "made.tgz", "w:gz", "package/a.txt"), {"package/a.txt": "a"})
+    assert (folder("toy", fetch=True) / "a").read_bytes() == TEXT
+
+
+def test_a_package_of_debian(tmp_path, offer):
+    inner = tar(tmp_path / "data.tar.xz", "w:xz", "./usr/a.txt").read_bytes()
+    whole = b"!<arch>\n"
+    # An odd member before the one that is wanted is filled up to an even place.
+    for name, content in (("debian-binary", b"2.0"), ("data.tar.xz", inner)):
+        head = f"{name:<16}{0:<12}{0:<6}{0:<6}{644:<8}{len(content):<10}`\n"
+        whole += head.encode() + content + b"\n" * (len(content) % 2)
+    path = tmp_path / "made.deb"
+    path.write_bytes(whole)
+    offer(path, {"./usr/a.txt": "a"})
+    assert (folder("toy", fetch=True) / "a").read_bytes() == TEXT
+    path.write_bytes(whole[:90])
+    offer(path, {"./usr/b.txt": "b"})
+    with pytest.raises(ArchiveError, match="made.deb has no data.tar"):
+        folder("toy", fetch=True)
 
 
 def test_parts_are_joined(tmp_path, wheel, offer):

@@ -100,3 +100,23 @@ def test_what_the_library_says_is_passed_on(library):
     library([])
     with pytest.raises(DataError, match=r"tfds:imdb \(test\): .*Unknown split"):
         data.load("tfds:imdb", "test")
+
+
+def test_pictures_are_read(library):
+    row = {"image": np.zeros((2, 2, 1), np.uint8), "label": 1}
+    asked = library([row, row], 3)
+    table = data.load_images("tfds:cifar10", "train")
+    assert table.image.shape == (2, 2, 2, 1) and table.classes == 3
+    assert asked == ["train"]
+    library([row, {**row, "image": np.zeros((2, 3, 1), np.uint8)}])
+    with pytest.raises(DataError, match=r"unlike sizes: \(2, 2, 1\), \(2, 3, 1\)"):
+        data.load_images("tfds:cats", "train")
+    library([{"text": "a", "label": 1}])
+    with pytest.raises(DataError, match="columns .'label', 'text'., not image"):
+        data.load_images("tfds:imdb", "train")
+
+
+def test_pictures_need_the_library(installed):
+    installed()
+    with pytest.raises(DataError, match=r"tfds:cifar10 needs.*pip install.*\[tfds\]"):
+        data.load_images("tfds:cifar10", "train")
