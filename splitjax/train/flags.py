@@ -19,6 +19,7 @@ from splitjax.runtime.guard import Unauthenticated
 from splitjax.runtime.server import ServerError
 from splitjax.storage.checkpoint import CheckpointError
 from splitjax.storage.lock import InUse
+from splitjax.train.processes import end_with_parent
 
 # Errors that are about the world, not the program: the text says what to do.
 MEANT_FOR_USERS = (
@@ -102,6 +103,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     def quiet(arguments: list[str]) -> None:
         # Orbax and JAX tell of every file and backend, at the level of our own news.
         logging.get_absl_handler().addFilter(_ours)
+        end_with_parent()
         jax.config.update("jax_compilation_cache_dir", str(cache() / "xla"))
         try:
             main(arguments)

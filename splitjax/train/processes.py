@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from splitjax.train.serve import build
 
 ADDRESS = "address"  # the file in a cloud's workdir that has "HOST:PORT"
 START_SECONDS = 120
+CHILD = "SPLITJAX_CHILD"  # set for the processes that `process` starts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +130,8 @@ def serve(
 def process(arguments: Sequence[str], log: pathlib.Path | None) -> Iterator[Any]:
     """A Python process that ends with the context, whatever happens.
 
+    Even when this process is killed: its main need only call `end_with_parent`.
+
     Args:
       arguments: of the interpreter.
       log: where its output goes; None: where ours does.
@@ -135,17 +139,35 @@ def process(arguments: Sequence[str], log: pathlib.Path | None) -> Iterator[Any]
     with contextlib.ExitStack() as stack:
         output = None if log is None else stack.enter_context(log.open("ab"))
         child = subprocess.Popen(
-            [sys.executable, *arguments], stdout=output, stderr=output
+            [sys.executable, *arguments],
+            stdin=subprocess.PIPE,  # ends when we do
+            stdout=output,
+            stderr=output,
+            env={**os.environ, CHILD: "1"},
         )
+        assert child.stdin is not None
         try:
             yield child
         finally:
+            child.stdin.close()
             child.terminate()
             try:
                 child.wait(20)
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+
+
+def end_with_parent() -> None:
+    """Lets this process be told to end when the one whose `process` it is has died."""
+    if os.environ.pop(CHILD, None):
+
+        def wait():
+            while os.read(0, 1024):  # not sys.stdin: its lock outlives the thread
+                pass
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=wait, daemon=True).start()
 
 
 def both(arguments: Sequence[str], workdir: pathlib.Path) -> int:
