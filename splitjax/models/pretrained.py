@@ -68,7 +68,12 @@ def load(folder: str | pathlib.Path, config: BertConfig | None = None) -> Tree:
 
 
 def start(
-    stages: Sequence[Stage], pretrained: Tree, *, key: jax.Array, spec: Tree
+    stages: Sequence[Stage],
+    pretrained: Tree,
+    *,
+    key: jax.Array,
+    spec: Tree,
+    statistics: Tree | None = None,
 ) -> tuple[Tree, Tree]:
     """Parameters and state of a model: pretrained where there are such, else fresh.
 
@@ -77,6 +82,7 @@ def start(
       pretrained: parameters by stage name, as `load` or a fit gives them.
       key: folded by stage name for the fresh ones, as `join` does.
       spec: shapes and dtypes of the model's input.
+      statistics: pretrained state by stage name, where the model has norms with such.
 
     Returns:
       Dicts by stage name.
@@ -103,14 +109,15 @@ def start(
                 f"no parameters for stage {stage.name!r}: fit them to the dense ones "
                 "with factors.low_rank.squeeze_params, and pass them in `pretrained`"
             )
+        known = (statistics or {}).get(stage.name)
         fresh = given is None or not jax.tree.leaves(want)
         made = {}, {}
-        if fresh or jax.tree.leaves(rest):
+        if fresh or (jax.tree.leaves(rest) and known is None):
             made = stage.init(fold(key, stage.name), spec)
-        if not fresh:
-            made = given, made[1]
+        made = made[0] if fresh else given, made[1] if known is None else known
         params[stage.name], state[stage.name] = made
         _check(stage.name, want, params[stage.name])
+        _check(stage.name, rest, state[stage.name])
         spec = output_spec(stage, *made, spec)
     return params, state
 
