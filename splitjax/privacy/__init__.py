@@ -1,0 +1,22 @@
+"""Privacy: what leaks over a link, how an attacker uses it, what lowers it."""
+
+from splitjax.privacy.detector import gradient_gap as gradient_gap
+from splitjax.privacy.detector import scrutinizer as scrutinizer
+from splitjax.privacy.distance_correlation import (
+    distance_correlation as distance_correlation,
+)
+from splitjax.privacy.fsha import fsha as fsha
+from splitjax.privacy.inversion import decoder_inversion as decoder_inversion
+from splitjax.privacy.inversion import ridge_inversion as ridge_inversion
+from splitjax.privacy.inversion import variance_left as variance_left
+from splitjax.privacy.label_leakage import direction_attack as direction_attack
+from splitjax.privacy.label_leakage import label_leakage as label_leakage
+from splitjax.privacy.label_leakage import leak_auc as leak_auc
+from splitjax.privacy.label_leakage import norm_attack as norm_attack
+from splitjax.privacy.label_leakage import spectral_attack as spectral_attack
+from splitjax.privacy.leak import guarded as guarded
+from splitjax.privacy.leak import leak_loss as leak_loss
+from splitjax.privacy.leak import sign_entropy as sign_entropy
+from splitjax.privacy.similarity import mse as mse
+from splitjax.privacy.similarity import psnr as psnr
+from splitjax.privacy.similarity import ssim as ssim
