@@ -2,6 +2,7 @@
 
 from splitjax.codecs.cast import cast as cast
 from splitjax.codecs.identity import identity as identity
+from splitjax.codecs.lossless import lossless as lossless
 from splitjax.codecs.quantize import nonfinite as nonfinite
 from splitjax.codecs.quantize import quantize as quantize
 from splitjax.codecs.ragged import ragged as ragged

@@ -152,8 +152,8 @@ def wire_bytes(codec: Codec, spec: Tree) -> int:
       spec: shapes and dtypes of the input.
 
     Returns:
-      The payload in bytes, without framing. For a message with `Sized` leaves it is the
-      bound that holds for every input; the meter states the fact.
+      The payload in bytes, without framing. For a message with `Sized` or `Lossless`
+      leaves it is the bound that holds for every input; the meter states the fact.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -6,16 +6,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from splitjax.core.message import Sized
+from splitjax.core.message import Lossless, Sized
 from splitjax.core.tree import Tree
+from splitjax.runtime.entropy import grow, shrink
 from splitjax.runtime.schema import DTYPES, FrameError, Leaf, Schema, WrongSchema
 
 MAGIC, VERSION = b"spJX", 1
 # magic, version, hop, kind, run, slot, tick, schema
 HEAD = struct.Struct("<4sHH8sQIQ8s")
-COUNT = struct.Struct("<I")  # used rows of a sized leaf
+COUNT = struct.Struct("<I")  # used rows of a sized leaf, bytes of a coded one
 DIGEST_BYTES = 16
-OVERHEAD = HEAD.size + DIGEST_BYTES  # and COUNT.size for each sized leaf
+OVERHEAD = HEAD.size + DIGEST_BYTES  # and COUNT.size for each count
 
 
 class NotAFrame(FrameError):
@@ -63,23 +64,25 @@ class Header(NamedTuple):
 
 
 def framing_bytes(schema: Schema) -> int:
-    """Bytes of a frame that are not payload: 60, and 4 for each sized leaf.
+    """Bytes of a frame that are not payload: 60, and 4 for each sized or coded leaf.
 
     Example:
       >>> framing_bytes(Schema(()))
       60
     """
-    return OVERHEAD + COUNT.size * sum(leaf.sized for leaf in schema.leaves)
+    counts = sum(leaf.sized + (leaf.level > 0) for leaf in schema.leaves)
+    return OVERHEAD + COUNT.size * counts
 
 
 def write(
     schema: Schema, tree: Tree, *, kind: str, run: int, slot: int, tick: int, hop: int
 ) -> bytes:
-    """Writes a message: header, used rows of the sized leaves, raw bytes, digest.
+    """Writes a message: header, counts, the leaves' bytes, digest.
 
     Args:
       schema: of the message; see `Schema.of`.
-      tree: arrays of NumPy or JAX. Of a `Sized` only the used rows are written.
+      tree: arrays of NumPy or JAX. Of a `Sized` only the used rows are written; of a
+        `Lossless` the entropy-coded bytes, where they are fewer (else the count is 0).
       kind: see `Header`, as the rest.
       run: below 2^64.
       slot: below 2^32.
@@ -113,11 +116,10 @@ def write(
     except struct.error as error:
         raise ValueError(f"{run=}, {slot=}, {tick=} or {hop=}: {error}") from error
     counts, body = [head], []
-    for _, array, used in schema.match(tree):
-        if used is not None:
-            counts.append(COUNT.pack(used))
-        array = np.asarray(array)
-        body.append(_bytes_of(array if used is None else array[:used]))
+    for leaf, array, used in schema.match(tree):
+        part, coded = _part_of(leaf, array, used)
+        counts += [COUNT.pack(n) for n in (used, coded) if n is not None]
+        body.append(part)
     parts = counts + body
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for part in parts:
@@ -155,10 +157,13 @@ def read(
 ) -> tuple[Header, Tree]:
     """Reads what `write` wrote. Every size is checked before memory is allocated.
 
+    What it allocates is at most what the schema allows, also for coded leaves: what
+    they claim to grow to is compared with that first.
+
     Args:
       schema: of the message that is expected.
-      data: bytes, or a buffer of them. The arrays are views of it, except the sized
-        ones, which are filled up with zeros.
+      data: bytes, or a buffer of them. The arrays are views of it, except the coded
+        ones and the sized ones, which are filled up with zeros.
       max_bytes: longest frame that is looked at; by default what the schema allows.
       check_finite: whether a NaN or an infinity is refused.
 
@@ -167,7 +172,7 @@ def read(
 
     Raises:
       FrameError: `NotAFrame`, `WrongVersion`, `WrongSchema`, `Truncated`, `TooLarge`,
-        `WrongDigest` or `NonFinite`.
+        `WrongDigest`, `WrongCoding` or `NonFinite`.
 
     Example: see `write`.
     """
@@ -192,9 +197,14 @@ def read(
             place += COUNT.size
             if used > leaf.shape[0]:
                 raise TooLarge(f"{leaf.path}: {used} rows, at most {leaf.shape[0]}")
-        plan.append((leaf, used))
-    total = framing_bytes(schema)
-    total += sum(leaf.row_bytes * (1 if used is None else used) for leaf, used in plan)
+        coded, size = 0, leaf.row_bytes * (1 if used is None else used)
+        if leaf.level:
+            (coded,) = COUNT.unpack_from(data, place)
+            place += COUNT.size
+            if coded and coded >= size:
+                raise TooLarge(f"{leaf.path}: {size} bytes are coded in {coded}")
+        plan.append((leaf, used, size, coded))
+    total = framing_bytes(schema) + sum(coded or size for _, _, size, coded in plan)
     if len(data) != total:
         error = Truncated if len(data) < total else TooLarge
         raise error(f"a frame of {len(data)} bytes; by its sizes it has {total}")
@@ -202,11 +212,15 @@ def read(
     digest = hashlib.blake2b(body, digest_size=DIGEST_BYTES).digest()
     if digest != data[-DIGEST_BYTES:]:
         raise WrongDigest("the digest does not fit: bytes were changed on their way")
-    nodes = []
-    for leaf, used in plan:
-        size = leaf.row_bytes * (1 if used is None else used)
-        nodes.append(_array_of(data[place : place + size], leaf, used, check_finite))
-        place += size
+    nodes: list[Any] = []
+    for leaf, used, size, coded in plan:
+        part = data[place : place + (coded or size)]
+        place += len(part)
+        if coded:
+            item_bytes = DTYPES[leaf.dtype].itemsize
+            part = grow(part, size, item_bytes=item_bytes, what=leaf.path)
+        node = _array_of(part, leaf, used, check_finite)
+        nodes.append(Lossless(node, leaf.level) if leaf.level else node)
     return header, schema.build(nodes)
 
 
@@ -218,21 +232,29 @@ def payload_bytes(tree: Tree) -> int:
       >>> payload_bytes(Sized(np.zeros((8, 2), np.float32), np.int32(3)))
       24
     """
-    leaves = ((leaf, used) for leaf, _, used in Schema.of(tree).match(tree))
-    return sum(a.row_bytes * (1 if used is None else used) for a, used in leaves)
+    return sum(len(_part_of(*leaf)[0]) for leaf in Schema.of(tree).match(tree))
 
 
 def _is_kind(name: bytes) -> bool:
     return 0 < len(name) <= 8 and name.isascii() and name.decode().isprintable()
 
 
-def _bytes_of(array: np.ndarray) -> memoryview:
+def _part_of(
+    leaf: Leaf, array: Any, used: int | None
+) -> tuple[memoryview | bytes, int | None]:
+    """A leaf's bytes as they cross, and its count of coded bytes; None: it has none."""
+    array = np.asarray(array)
+    array = array if used is None else array[:used]
     # A view as bytes first: ml_dtypes' own dtypes have no buffer protocol.
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    if not leaf.level:
+        return raw.data, None
+    coded = shrink(raw, item_bytes=array.dtype.itemsize, level=leaf.level)
+    return (raw.data, 0) if coded is None else (coded, len(coded))
 
 
 def _array_of(
-    part: memoryview, leaf: Leaf, used: int | None, check_finite: bool
+    part: memoryview | bytes, leaf: Leaf, used: int | None, check_finite: bool
 ) -> np.ndarray | Sized:
     dtype = DTYPES[leaf.dtype]
     shape = leaf.shape if used is None else (used, *leaf.shape[1:])

@@ -11,7 +11,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from splitjax.core.message import is_sized
+from splitjax.core.message import is_lossless, is_sized
 from splitjax.core.tree import Tree, path_name
 
 DTYPES = {
@@ -22,7 +22,7 @@ DTYPES = {
         *(ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2),
     )
 }
-MAX_LEAVES, MAX_RANK, MAX_TEXT_BYTES = 2**16, 32, 2**24
+MAX_LEAVES, MAX_RANK, MAX_TEXT_BYTES, MAX_LEVEL = 2**16, 32, 2**24, 19
 HASH_BYTES = 8
 
 
@@ -43,12 +43,14 @@ class Leaf:
       dtype: a name in `DTYPES`.
       shape: of the array; of the whole buffer when sized.
       sized: whether only the first rows are sent.
+      level: effort of the entropy coder; 0 where the bytes cross as they are.
     """
 
     path: str
     dtype: str
     shape: tuple[int, ...]
     sized: bool = False
+    level: int = 0
 
     @property
     def row_bytes(self) -> int:
@@ -85,19 +87,14 @@ class Schema:
 
     @classmethod
     def of(cls, spec: Tree) -> "Schema":
-        """The schema of a tree of arrays or specs, `Sized` ones among them.
+        """The schema of a tree of arrays or specs, `Sized` and `Lossless` among them.
 
         Raises:
-          WrongSchema: for a dtype that may not cross.
+          WrongSchema: for a dtype that may not cross, or a `Lossless` of anything but
+            an array.
         """
-        nodes, treedef = jax.tree_util.tree_flatten_with_path(spec, is_leaf=is_sized)
-        leaves = []
-        for path, node in nodes:
-            array = node.buffer if is_sized(node) else node
-            leaves.append(
-                [path_name(path), array.dtype.name, list(array.shape), is_sized(node)]
-            )
-        return cls(_checked(leaves), treedef)
+        nodes, treedef = jax.tree_util.tree_flatten_with_path(spec, is_leaf=_is_one)
+        return cls(_checked([_row(_opened(*node)[0]) for node in nodes]), treedef)
 
     @functools.cached_property
     def hash(self) -> bytes:
@@ -110,8 +107,8 @@ class Schema:
         return sum(leaf.max_bytes for leaf in self.leaves)
 
     def to_bytes(self) -> bytes:
-        """JSON: a list of `[path, dtype, shape, sized]`."""
-        rows = [[a.path, a.dtype, a.shape, a.sized] for a in self.leaves]
+        """JSON: a list of `[path, dtype, shape, sized]`, and a level where there is."""
+        rows = [_row(leaf) for leaf in self.leaves]
         return json.dumps(rows, separators=(",", ":")).encode()
 
     @classmethod
@@ -143,19 +140,15 @@ class Schema:
         Raises:
           WrongSchema: when the tree is another.
         """
-        nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_sized)
+        nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_one)
         if len(nodes) != len(self.leaves):
             raise WrongSchema(
                 f"the message has {len(nodes)} leaves, the schema {len(self.leaves)}"
             )
         out = []
-        for leaf, (path, node) in zip(self.leaves, nodes, strict=True):
-            array, used = node, None
-            if is_sized(node):
-                array, used = node.buffer, int(node.used)
-            found = Leaf(
-                path_name(path), array.dtype.name, tuple(array.shape), used is not None
-            )
+        for leaf, node in zip(self.leaves, nodes, strict=True):
+            found, array, used = _opened(*node)
+            used = None if used is None else int(used)
             if found != leaf:
                 raise WrongSchema(f"the message has {found}, the schema {leaf}")
             if used is not None and not 0 <= used <= leaf.shape[0]:
@@ -164,6 +157,30 @@ class Schema:
                 )
             out.append((leaf, array, used))
         return out
+
+
+def _is_one(node: Any) -> bool:
+    return is_sized(node) or is_lossless(node)
+
+
+def _opened(path: tuple, node: Any) -> tuple[Leaf, Any, Any]:
+    """The leaf that a node makes, its array, and its used rows or None."""
+    name, level, used = path_name(path), 0, None
+    if is_lossless(node):
+        node, level = node.leaf, node.level
+    if sized := is_sized(node):
+        node, used = node.buffer, node.used
+    if not hasattr(node, "dtype"):
+        raise WrongSchema(
+            f"{name} is a {type(node).__name__}, not an array: does a codec follow "
+            "lossless() in a chain? It must be the last."
+        )
+    return Leaf(name, node.dtype.name, tuple(node.shape), sized, level), node, used
+
+
+def _row(leaf: Leaf) -> list:
+    row = [leaf.path, leaf.dtype, list(leaf.shape), leaf.sized]
+    return [*row, leaf.level] if leaf.level else row
 
 
 def _checked(rows: Any) -> tuple[Leaf, ...]:
@@ -179,12 +196,13 @@ def _checked(rows: Any) -> tuple[Leaf, ...]:
     need(isinstance(rows, list) and len(rows) <= MAX_LEAVES, type(rows))
     leaves = []
     for row in rows:
-        need(isinstance(row, list) and len(row) == 4, row)
-        path, dtype, shape, sized = row
+        need(isinstance(row, list) and len(row) in (4, 5), row)
+        path, dtype, shape, sized, *level = row
         need(isinstance(path, str) and isinstance(sized, bool), row)
         need(isinstance(dtype, str) and dtype in DTYPES, row)
         need(isinstance(shape, list) and len(shape) <= MAX_RANK, row)
         need(all(type(n) is int and 0 <= n < 2**48 for n in shape), row)
         need(bool(shape) or not sized, row)
-        leaves.append(Leaf(path, dtype, tuple(shape), sized))
+        need(all(type(n) is int and 0 < n <= MAX_LEVEL for n in level), row)
+        leaves.append(Leaf(path, dtype, tuple(shape), sized, *level))
     return tuple(leaves)

@@ -75,7 +75,7 @@ def nest(schema: Schema) -> Tree:
     """The specs of a schema that came over the network, as nested dicts.
 
     Raises:
-      WrongSchema: for a sized leaf, or paths that do not nest.
+      WrongSchema: for a sized or coded leaf, or paths that do not nest.
 
     Example:
       >>> import jax.numpy as jnp
@@ -89,7 +89,8 @@ def nest(schema: Schema) -> Tree:
         node: Any = tree
         for part in way:
             node = node.setdefault(part, {}) if isinstance(node, dict) else None
-        if leaf.sized or not isinstance(node, dict) or name in node or "/" in name:
+        plain = not (leaf.sized or leaf.level or "/" in name)
+        if not plain or not isinstance(node, dict) or name in node:
             raise WrongSchema(f"a batch is nested dicts of arrays: {leaf.path!r}")
         node[name] = jax.ShapeDtypeStruct(leaf.shape, np.dtype(leaf.dtype))
     return tree

@@ -22,6 +22,7 @@ from splitjax.codecs import (
     cast,
     chain,
     identity,
+    lossless,
     on_tree,
     quantize,
     ragged,
@@ -29,7 +30,7 @@ from splitjax.codecs import (
     wire_bytes,
 )
 from splitjax.core.codec import message_spec, split_smooth
-from splitjax.core.message import is_sized
+from splitjax.core.message import is_lossless, is_sized
 from splitjax.core.tree import combine, is_float, spec_of, split_floats
 from splitjax.runtime import frame
 
@@ -139,6 +140,8 @@ CODECS = [
     Member(chain(ragged(), quantize(4, axis="channel")), BATCHES),
     Member(chain(ragged(), cast("bf16"), quantize(6)), BATCHES, repeat=True),
     Member(on_tree({"h": quantize(4), "skip": cast("f8_e5m2")}), BATCHES),
+    Member(lossless(), {"arrays": ARRAYS, "bad": BAD, "rows": ROWS}),
+    Member(chain(ragged(), quantize(4), lossless(3)), BATCHES, repeat=True),
 ]
 CASES = [
     pytest.param(m, x, id=f"{m}-{name}") for m in CODECS for name, x in m.inputs.items()
@@ -189,14 +192,18 @@ def shapes(tree):
 
 
 def compute(tree):
-    """The tree's sized leaves as NumPy slices of what is used."""
+    """The tree's leaves before they are coded, sized ones as slices of what is used."""
 
     def one(node):
+        node = node.leaf if is_lossless(node) else node
         if not is_sized(node):
             return np.asarray(node)
         return np.asarray(node.buffer)[: int(node.used)]
 
-    return [one(node) for node in jax.tree.leaves(tree, is_leaf=is_sized)]
+    def stop(node):
+        return is_sized(node) or is_lossless(node)
+
+    return [one(node) for node in jax.tree.leaves(tree, is_leaf=stop)]
 
 
 def test_every_codec_has_its_line():
@@ -292,13 +299,15 @@ def test_bytes_are_what_was_promised(member, x):
     message, _, _ = send(member.codec, x)
     schema = frame.Schema.of(message_spec(member.codec, spec))
     data = frame.write(schema, message, kind="up", run=0, slot=0, tick=0, hop=0)
-    fact = sum(a.nbytes for a in compute(message))
+    fact, plain = frame.payload_bytes(message), sum(a.nbytes for a in compute(message))
     framing = len(data) - fact
     assert framing == frame.framing_bytes(schema)
     assert framing <= 64 * max(1, len(schema.leaves))
-    assert frame.payload_bytes(message) == fact <= wire_bytes(member.codec, spec)
-    if not any(map(is_sized, jax.tree.leaves(message, is_leaf=is_sized))):
-        assert fact == wire_bytes(member.codec, spec)
+    assert fact <= plain <= wire_bytes(member.codec, spec)
+    if not any(leaf.level for leaf in schema.leaves):
+        assert fact == plain
+    if not any(leaf.sized for leaf in schema.leaves):
+        assert plain == wire_bytes(member.codec, spec)
 
 
 @every_case

@@ -3,6 +3,8 @@
 import jax
 import pytest
 
+from splitjax.codecs import chain, lossless, quantize
+from splitjax.core.codec import Link
 from splitjax.runtime.channel import Closed
 from splitjax.runtime.control import Refused
 from splitjax.storage.frames import Frames
@@ -16,6 +18,7 @@ from tests.runtime.conftest import (
     same,
 )
 
+CODED = Link(chain(quantize(2, mode="symmetric"), lossless()), lossless())
 SHAPES = {
     "plain": dict(),
     "labels on the edge": dict(places=("dense_0", "head")),
@@ -28,6 +31,7 @@ SHAPES = {
     "micro": dict(micro=3, link=STATEFUL, clip=0.1),
     "frozen": dict(frozen=1, micro=2, link=ROUGH),
     "slot 1": dict(slot=1, link=ROUGH),
+    "coded": dict(link=CODED, width=64),
 }
 
 
@@ -55,7 +59,7 @@ def test_an_edge_and_a_cloud_are_one_run_to_the_bit(name, here):
     edge.close()
 
 
-@pytest.mark.parametrize("name", ["stateful u", "micro", "frozen"])
+@pytest.mark.parametrize("name", ["stateful u", "micro", "frozen", "coded"])
 def test_a_cloud_that_crashes_at_any_tick_changes_nothing(name, here):
     model = Model(**SHAPES[name])
     steps = batches(5, micro=model.micro)
@@ -75,6 +79,23 @@ def test_a_cloud_that_crashes_at_any_tick_changes_nothing(name, here):
     same(run.edge, want.edge)
     same(edge.predict(run, model.x), out)
     edge.close()
+
+
+def test_the_meter_counts_what_was_coded(here):
+    """As many bytes on both ends, and fewer than the bound."""
+    sent = {}
+    for coder in (chain(), lossless()):
+        link = Link(chain(quantize(2, mode="symmetric"), coder), coder)
+        model = Model(link=link, width=64)
+        both = here(model)
+        edge = model.edge(both.dial)
+        start = edge.start(model.params, model.state, model.x)
+        run_all(edge, start, batches(2))
+        sent[coder.name] = edge.meter.totals(kind="train")
+        assert both.cloud.meter.totals(kind="train") == sent[coder.name]
+        edge.close()
+    for way in ("bytes_up", "bytes_down"):
+        assert sent["lossless(1)"][way] < sent["identity"][way]
 
 
 @pytest.mark.parametrize("fresh", [True, False])
