@@ -18,7 +18,8 @@ def grid(text: str, experiment: Experiment) -> list[dict[str, Any]]:
 
     Args:
       text: "FIELD=VALUE,VALUE FIELD=VALUE"; a value is read as the field's type; the
-        parts of a tuple stand with "+" between.
+        parts of a tuple stand with "+" between. Within brackets, as a codec has them,
+        commas and spaces part nothing.
       experiment: whose fields they are.
 
     Raises:
@@ -27,16 +28,30 @@ def grid(text: str, experiment: Experiment) -> list[dict[str, Any]]:
     Example:
       >>> grid("epochs=1,2 mode=split", Experiment())
       [{'epochs': 1, 'mode': 'split'}, {'epochs': 2, 'mode': 'split'}]
+      >>> grid("task=cast('f16'),quantize(4, axis='token')", Experiment())[1]
+      {'task': "quantize(4, axis='token')"}
     """
     names = tuple(field.name for field in dataclasses.fields(experiment))
     axes = []
-    for item in text.split():
+    for item in filter(None, _apart(text, " ")):
         name, _, values = item.partition("=")
         if name not in names:
             raise ValueError(f"grid field {name!r}: {nearest(name, names)}")
         now = getattr(experiment, name)
-        axes.append([(name, _value(name, v, now)) for v in values.split(",")])
+        axes.append([(name, _value(name, v, now)) for v in _apart(values, ",")])
     return [dict(point) for point in itertools.product(*axes)]
+
+
+def _apart(text: str, separator: str) -> list[str]:
+    """Splits a text, but not within brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == separator and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def _value(name: str, text: str, now: Any) -> Any:
