@@ -14,7 +14,7 @@ from splitjax.core.codec import Codec
 from splitjax.core.keys import fold
 from splitjax.core.lift import on_leaves
 from splitjax.core.message import is_sized
-from splitjax.core.tree import Tree, nearest, path_name
+from splitjax.core.tree import nearest
 
 AXES, MODES = ("token", "channel", "group"), ("affine", "symmetric")
 ROUNDINGS = ("nearest", "stochastic")
@@ -199,28 +199,6 @@ def quantize(
         init=lambda spec: {"nonfinite": jnp.int32(0)},
         encode=encode_tree,
     )
-
-
-def nonfinite(state: Tree) -> jax.Array:
-    """How many values a sender had to replace so far, over all parts of its state.
-
-    Args:
-      state: of any codec, also a chain or a tree of them.
-
-    Returns:
-      int32 scalar.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from splitjax.core.codec import Context
-      >>> x = jnp.array([1.0, jnp.nan, jnp.inf])
-      >>> codec = quantize(8)
-      >>> int(nonfinite(codec.encode(x, codec.init(x), Context())[1]))
-      2
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    found = [a for path, a in leaves if path_name(path[-1:]) == "nonfinite"]
-    return sum(found, start=jnp.int32(0))
 
 
 def _good(x: jax.Array) -> jax.Array:

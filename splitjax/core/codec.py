@@ -5,9 +5,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
+from splitjax.core.mechanism import Mechanism
 from splitjax.core.message import tree_bytes
-from splitjax.core.tree import Tree
+from splitjax.core.tree import Tree, path_name
 
 
 class Context(NamedTuple):
@@ -40,6 +42,9 @@ class Codec:
         gradient of the message; the gradient passes straight through the others.
       name: as it is printed and agreed between the ends.
       parts: the codecs of a chain.
+      entries: by key of a dict, the codecs of an `on_tree`.
+      mechanism: the noise that it adds to every float, as an accountant reads it.
+      mixes: how many rows of the leading axis one row of the message depends on.
     """
 
     init: Callable[[Tree], Tree]
@@ -48,6 +53,9 @@ class Codec:
     smooth: bool = False
     name: str = "codec"
     parts: tuple["Codec", ...] = ()
+    entries: dict[str, "Codec"] = dataclasses.field(default_factory=dict, hash=False)
+    mechanism: Mechanism | None = None
+    mixes: int = 1
 
 
 class Link(NamedTuple):
@@ -172,3 +180,25 @@ def state_bytes(codec: Codec, spec: Tree) -> int:
       0
     """
     return tree_bytes(jax.eval_shape(lambda: codec.init(spec)))
+
+
+def nonfinite(state: Tree) -> jax.Array:
+    """How many values a sender had to replace so far, over all parts of its state.
+
+    The state of a smooth codec is constant in a split, so there it is the count of one
+    message, and a metric of the step: "link_0/nonfinite".
+
+    Args:
+      state: of any codec, also a chain or a tree of them.
+
+    Returns:
+      int32 scalar.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> int(nonfinite(({"nonfinite": jnp.int32(2)}, {"nonfinite": jnp.int32(1)})))
+      3
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    found = [a for path, a in leaves if path_name(path[-1:]) == "nonfinite"]
+    return sum(found, start=jnp.int32(0))

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from splitjax.core.codec import Codec, Context, chain, split_smooth
 from splitjax.core.message import is_sized
-from splitjax.core.tree import is_float, nearest
+from splitjax.core.tree import Tree, is_float, nearest
 
 
 def on_tree(codecs: dict[str, Codec]) -> Codec:
@@ -61,7 +62,7 @@ def _mapped(codecs: dict[str, Codec], *, smooth: bool) -> Codec:
         return each(lambda codec, m, s: codec.decode(m, s), message, state)
 
     name = ",".join(f"{key}:{codec.name}" for key, codec in codecs.items())
-    return Codec(init, encode, decode, smooth=smooth, name=name)
+    return Codec(init, encode, decode, smooth=smooth, name=name, entries=codecs)
 
 
 def on_leaves(
@@ -117,6 +118,59 @@ def on_leaves(
         return jax.tree.map(one, message, is_leaf=mine), state
 
     return Codec(lambda spec: (), encode_tree, decode_tree, smooth=smooth, name=name)
+
+
+def counted(
+    encode: Callable[..., tuple[Any, jax.Array]],
+    decode: Callable[[Any, dict], Any],
+    *,
+    constants: Callable[[Tree], dict] = lambda spec: {},
+    smooth: bool = False,
+    name: str,
+) -> Codec:
+    """As `on_leaves`, for a codec with constants that counts what it had to replace.
+
+    Args:
+      encode: `(array, used or None, ctx, index, constants) -> (node, count)`, with the
+        count of replaced values as an int32 scalar.
+      decode: `(node, constants) -> array or Sized`.
+      constants: `spec -> dict of arrays` that both ends hold alike.
+      smooth: see `Codec`.
+      name: see `Codec`.
+
+    Returns:
+      A codec whose state is the constants and the count, under "nonfinite".
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> def encode(x, used, ctx, index, constants):
+      ...     bad = jnp.isnan(x)
+      ...     return [jnp.where(bad, 0, x)], jnp.sum(bad, dtype=jnp.int32)
+      >>> codec = counted(encode, lambda node, constants: node[0], name="clean")
+      >>> x = jnp.array([1, jnp.nan])
+      >>> int(codec.encode(x, codec.init(x), None)[1]["nonfinite"])
+      1
+    """
+
+    def init(spec):
+        return {"nonfinite": jnp.int32(0), **constants(spec)}
+
+    def encode_tree(x, state, ctx):
+        counts = [state["nonfinite"]]
+
+        def one(*args):
+            node, count = encode(*args, state)
+            counts.append(count)
+            return node
+
+        message, _ = on_leaves(one, lambda node: node, name=name).encode(x, (), ctx)
+        return message, {**state, "nonfinite": sum(counts)}
+
+    def decode_tree(message, state):
+        back = on_leaves(lambda *_: None, lambda node: decode(node, state), name=name)
+        return back.decode(message, ())[0], state
+
+    return Codec(init, encode_tree, decode_tree, smooth=smooth, name=name)
 
 
 @jax.tree_util.register_dataclass

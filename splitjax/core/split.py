@@ -7,7 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from splitjax.core.codec import Codec, Context, Link, message_spec, split_smooth
+from splitjax.core.codec import (
+    Codec,
+    Context,
+    Link,
+    message_spec,
+    nonfinite,
+    split_smooth,
+)
 from splitjax.core.cut import Cut
 from splitjax.core.keys import fold
 from splitjax.core.message import gradient_of, mask_of
@@ -158,7 +165,9 @@ class Split:
                 return loss, ((), y, loss, new_state, metrics)
             smooth, _ = split_smooth(self.links[index].forward)
             ctx = Context(fold(key, f"link_{index}"), mask_of(y), train)
-            out, _ = smooth.encode(y, links[index]["smooth"], ctx)
+            out, sent = smooth.encode(y, links[index]["smooth"], ctx)
+            if jax.tree.leaves(sent):  # constant, but for a count: a metric
+                metrics = {**metrics, f"link_{index}/nonfinite": nonfinite(sent)}
             out, others = split_floats(out)
             return (out, loss), (others, (), loss, new_state, metrics)
 
@@ -265,16 +274,8 @@ class Split:
 
         for index in range(len(self)):
             arrived.append(m)
-            visit = self.forward(
-                index,
-                params[index],
-                state[index],
-                m,
-                links=tuple(ends),
-                key=key,
-                train=train,
-                target=target,
-            )
+            how = {"links": tuple(ends), "key": key, "train": train, "target": target}
+            visit = self.forward(index, params[index], state[index], m, **how)
             visits.append(visit)
             if index < len(self) - 1:
                 m = cross(index, FORWARD, visit.out)

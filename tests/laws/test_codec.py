@@ -19,13 +19,20 @@ from splitjax.codecs import (
     Codec,
     Context,
     Sized,
+    binary,
+    c3,
     cast,
     chain,
     identity,
     lossless,
     on_tree,
+    pack_signs,
+    perturb,
     quantize,
     ragged,
+    randomize,
+    scaled_sign,
+    sign,
     state_bytes,
     wire_bytes,
 )
@@ -100,6 +107,7 @@ BATCHES["bad"] = {
     "ids": BATCHES["batch"]["ids"],
     "mask": BATCHES["batch"]["mask"],
 }
+FEW = {"rows": ROWS, "bad": BAD}
 TREES = {"arrays": ARRAYS, "bad": BAD, "rows": ROWS, "batch": BATCHES["batch"]}
 
 
@@ -111,6 +119,8 @@ class Member:
       linear: whether a smooth codec is linear, so that its adjoint is tested.
       any_shape: whether one state serves inputs of other shapes too.
       repeat: whether other lines go the same ways through the code.
+      tolerance: of a codec that sums or draws floats, which compiled programs do in
+        orders of their own: how far the decoded floats of two may be apart.
     """
 
     codec: object
@@ -118,6 +128,7 @@ class Member:
     linear: bool = True
     any_shape: bool = True
     repeat: bool = False
+    tolerance: float = 0.0
 
     def __str__(self):
         return self.codec.name
@@ -142,7 +153,24 @@ CODECS = [
     Member(on_tree({"h": quantize(4), "skip": cast("f8_e5m2")}), BATCHES),
     Member(lossless(), {"arrays": ARRAYS, "bad": BAD, "rows": ROWS}),
     Member(chain(ragged(), quantize(4), lossless(3)), BATCHES, repeat=True),
+    # A sum may round its bfloat16 result the other way: one part in 128.
+    Member(c3(2), FEW, any_shape=False, tolerance=0.01),
+    Member(
+        chain(ragged(), c3(3, keys="unitary", seed=1, center=True), quantize(8)),
+        BATCHES,
+        any_shape=False,
+        tolerance=0.01,
+    ),
+    Member(binary(), linear=False),
+    Member(scaled_sign(), tolerance=0.01),
+    Member(scaled_sign("channel"), FEW, tolerance=0.01, repeat=True),
+    Member(
+        chain(ragged(), sign(), randomize(1.0), pack_signs()), BATCHES, linear=False
+    ),
+    Member(perturb("laplace", scale=0.1, clip=1.0), FEW, linear=False, tolerance=0.01),
 ]
+# Factories of a chain, whose parts have the lines.
+SHORTHANDS = {"binary"}
 CASES = [
     pytest.param(m, x, id=f"{m}-{name}") for m in CODECS for name, x in m.inputs.items()
 ]
@@ -174,15 +202,19 @@ def send(codec, x):
     return message, tx, decode(message, codec.init(spec_of(x)))[0]
 
 
-def same(a, b):
-    """Equal shapes, dtypes and numbers, NaN with NaN."""
+def same(a, b, tolerance=0.0):
+    """Equal shapes, dtypes and numbers, NaN with NaN; floats within a tolerance."""
 
     def one(a, b):
         a, b = np.asarray(a), np.asarray(b)
         assert a.dtype == b.dtype
         if is_float(a):  # NumPy does not know the NaN of ml_dtypes
             a, b = a.astype(np.float64), b.astype(np.float64)
-        np.testing.assert_array_equal(a, b, strict=True)
+        if is_float(a) and tolerance:
+            assert a.shape == b.shape
+            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+        else:
+            np.testing.assert_array_equal(a, b, strict=True)
 
     jax.tree.map(one, a, b)
 
@@ -216,7 +248,8 @@ def test_every_codec_has_its_line():
     }
     assert {"cast", "quantize", "ragged"} <= factories
     named = {part.name for m in CODECS for part in (m.codec.parts or (m.codec,))}
-    assert {f for f in factories if not any(n.startswith(f) for n in named)} == set()
+    missing = {f for f in factories if not any(n.startswith(f) for n in named)}
+    assert missing == SHORTHANDS
 
 
 @every_case
@@ -253,20 +286,24 @@ def test_rows_that_are_not_used_are_zero(member, x):
 
 @every_kind
 def test_jit_is_eager(member):
-    """To the bit: every product is exact, and nothing is summed."""
+    """To the bit, where every product is exact and nothing is summed."""
     x = member.inputs["bad"]
     message, tx, y = send(member.codec, x)
     state = member.codec.init(spec_of(x))
     with jax.disable_jit():
         eager, eager_tx = member.codec.encode(x, state, context(x))
         back, _ = member.codec.decode(eager, state)
-    same((message, tx), (eager, eager_tx))
-    same(y, back)
+    same(tx, eager_tx, member.tolerance)
+    same(y, back, member.tolerance)
+    if member.tolerance:  # codes of unlike sums may be neighbors
+        assert shapes(message) == shapes(eager)
+    else:
+        same(message, eager)
 
 
 @every_kind
 def test_vmap_is_a_loop(member):
-    """To the bit, with a key and a state for each lane."""
+    """To the bit where nothing is summed, with a key and a state for each lane."""
     codec = member.codec
     x = member.inputs["bad"]
     lanes = [x, jax.tree.map(lambda a: -a if is_float(a) else a, x)]
@@ -280,7 +317,8 @@ def test_vmap_is_a_loop(member):
     stack = functools.partial(jax.tree.map, lambda *a: jnp.stack(a))
     one = jax.jit(run)
     loop = [one(x, state, k) for x, k in zip(lanes, keys, strict=True)]
-    same(stack(*loop), jax.jit(jax.vmap(run))(stack(*lanes), stack(state, state), keys))
+    lanes = jax.jit(jax.vmap(run))(stack(*lanes), stack(state, state), keys)
+    same(stack(*loop), lanes, member.tolerance)
 
 
 @every_case
@@ -375,13 +413,15 @@ def test_smooth_part_has_an_adjoint(member):
         return sum(float(np.vdot(np.float64(p), np.float64(q))) for p, q in pairs)
 
     def check(run, x):
-        y, pull, *_ = jax.vjp(run, x)
+        y, pull, *_ = jax.vjp(jax.jit(run), x)
         g = jax.tree.map(lambda a: normal(a.size, a.shape, a.dtype), y)
         (back,) = pull(g)
         assert all(np.isfinite(a).all() for a in jax.tree.leaves(back))
         if member.linear:
             # Values move and are not summed: equal but for the order of the sum here.
-            assert inner(y, g) == pytest.approx(inner(x, back), rel=1e-9, abs=1e-9)
+            near = member.tolerance * (inner(y, y) * inner(g, g)) ** 0.5
+            expected = pytest.approx(inner(x, back), rel=1e-9, abs=max(1e-9, near))
+            assert inner(y, g) == expected
         return y
 
     message = check(lambda floats: encode(floats)[0], floats)

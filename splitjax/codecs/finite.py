@@ -1,0 +1,59 @@
+"""Which values a codec can take, and zero in the place of the others."""
+
+import jax
+import jax.numpy as jnp
+
+
+def within(x: jax.Array, top: float) -> jax.Array:
+    """Whether each value is finite and no greater than `top` in magnitude.
+
+    Args:
+      x: of any float dtype; where the dtype ends below `top` it need only be finite.
+      top: the largest magnitude.
+
+    Returns:
+      bool, of the same shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> within(jnp.array([1.0, jnp.nan, 5.0]), 4.0).tolist()
+      [True, False, False]
+    """
+    if float(jnp.finfo(x.dtype).max) <= top:
+        return jnp.isfinite(x)
+    return jnp.abs(x) <= jnp.asarray(top, x.dtype)  # false for a NaN
+
+
+def zero_unless(good: jax.Array, x: jax.Array) -> jax.Array:
+    """The values that are good, and zeros.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> zero_unless(jnp.array([True, False]), jnp.array([3.0, jnp.nan])).tolist()
+      [3.0, 0.0]
+    """
+    return jnp.where(good, x, jnp.zeros_like(x))
+
+
+def real(shape: tuple[int, ...], mask: jax.Array | None) -> jax.Array | None:
+    """A mask as it broadcasts against an array, or None where it is for another shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> real((2, 3, 4), jnp.ones((2, 3), bool)).shape
+      (2, 3, 1)
+    """
+    if mask is None or shape[: mask.ndim] != mask.shape:
+        return None
+    return mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim))
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """An array in the dtype to compute in: float32, or float64 for float64.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> wide(jnp.ones(1, jnp.bfloat16)).dtype.name
+      'float32'
+    """
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
