@@ -11,6 +11,8 @@ from splitjax.core.split import Split
 from splitjax.core.tree import Tree, path_name
 from splitjax.optim.clip import clip_by_global_norm
 
+ATTACKS = ("inversion", "decoder", "label", "dcor")  # see `train.attack`
+
 
 def option(default: Any, meaning: str) -> Any:
     """A field of an experiment, with what `--help` says of it.
@@ -99,6 +101,9 @@ class Experiment:
     )
     eval_every: int = option(0, "epochs between scores; 0: after the last one only")
     checkpoint_every: int = option(0, "steps between checkpoints; 0: each epoch")
+    attack: tuple[str, ...] = option(
+        (), f"at the end, what the messages give away: some of {ATTACKS}"
+    )
     debug: bool = option(False, "run without jit")
     profile: int = option(0, "trace this many steps with jax.profiler")
 
@@ -108,6 +113,7 @@ class Experiment:
         "seeds",
         "eval_every",
         "checkpoint_every",
+        "attack",
         "debug",
         "profile",
     )
@@ -154,6 +160,13 @@ class Experiment:
             raise ValueError(
                 f"in_flight={self.in_flight} is more than micro={self.micro}: only "
                 "micro-batches of one step can be under way together"
+            )
+        for name in self.attack:
+            check(name, "attack", ATTACKS)
+        if self.attack and self.mode == "processes":
+            raise ValueError(
+                "an attack reads both ends of the links: take mode='split' (what "
+                "crosses is the same)"
             )
         if not self.seeds:
             raise ValueError("seeds is empty: give one at least, as (0,)")

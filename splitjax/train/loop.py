@@ -19,6 +19,7 @@ from splitjax.storage.checkpoint import CheckpointError, Checkpoints
 from splitjax.storage.frames import Frames
 from splitjax.storage.lock import exclusive
 from splitjax.storage.log import Log
+from splitjax.train import attack
 from splitjax.train.drivers import ToCloud, halves_of, make_driver, saved_tick
 from splitjax.train.experiment import Experiment, Parts
 from splitjax.train.report import summarize
@@ -152,7 +153,8 @@ def train(
       progress: whether to show a bar where there is a terminal.
 
     Returns:
-      The summary, as written to `summary.json`. A run that has one is not run again.
+      The summary, as written to `summary.json`. A run that has one is not run again;
+      attacks that it lacks are made on its last checkpoint.
 
     Raises:
       ValueError: for options that make no sense, or a folder that holds another run.
@@ -165,8 +167,19 @@ def train(
     experiment.validate()
     folder = pathlib.Path(workdir)
     Checkpoints(folder, experiment.identity(seed))
-    if (folder / "summary.json").exists():
-        return json.loads((folder / "summary.json").read_text())
+    summary = folder / "summary.json"
+    if summary.exists():
+        found = json.loads(summary.read_text())
+        if set(experiment.attack) <= set(found.get("attacks", ())):
+            return found
+        with exclusive(folder):
+            run = open_trained(experiment, seed, folder, cloud)
+            with contextlib.closing(run.driver):
+                attack.refuse(experiment.attack, run)
+                made = attack.attacked(experiment.attack, run, seed)
+        found["attacks"] = {**found.get("attacks", {}), **made}
+        summary.write_text(json.dumps(found, indent=2) + "\n")
+        return found
     with exclusive(folder):
         run = open_run(experiment, seed, folder, cloud)
         with contextlib.closing(run.driver):
@@ -178,6 +191,7 @@ def _train(
 ) -> dict[str, Any]:
     parts, driver, facts = run.parts, run.driver, run.facts
     meter = driver.meter
+    attack.refuse(experiment.attack, run)
     per_epoch = parts.train.steps_per_epoch()
     steps = per_epoch * experiment.epochs
     steps = min(steps, experiment.steps) if experiment.steps else steps
@@ -236,4 +250,6 @@ def _train(
                 log.write(run.state.step, **named)
                 logging.info("epoch %d: %s", epoch, scores)
             save()
+    if experiment.attack:
+        facts["attacks"] = attack.attacked(experiment.attack, run, seed)
     return summarize(experiment, seed, parts, facts, meter, folder)

@@ -55,6 +55,7 @@ def summarize(
         "ratio": round(baseline / total, 2) if total else None,
         "edge_share": round(parts.edge_share, 4),
         "seed": seed,
+        **({"attacks": facts["attacks"]} if "attacks" in facts else {}),
         **versions(),
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -105,9 +106,11 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
 def table(summaries: Sequence[dict[str, Any]]) -> str:
     """One line a run, and the mean of each mode, as a Markdown table."""
     head = ("run", "before", "after", "up MB", "down MB", "ratio", "edge", "s")
+    leaks = [leaks_of(s) for s in summaries]
+    named = tuple(dict.fromkeys(name for found in leaks for name in found))
+    head += tuple(name.replace("_", " ") for name in named)
     rows: list[tuple[str, ...]] = []
-    for s in summaries:
-        name = next(iter(s["before"]))
+    for s, found in zip(summaries, leaks, strict=True):
         rows.append(
             (
                 f"{s['mode']} seed {s['seed']}",
@@ -118,11 +121,25 @@ def table(summaries: Sequence[dict[str, Any]]) -> str:
                 f"{s['ratio']:.1f}x" if s["ratio"] else "-",
                 f"{s['edge_share']:.0%}",
                 f"{s['seconds']:.0f}",
+                *(f"{found[n]:.4f}" if n in found else "-" for n in named),
             )
         )
     for name, text in _means(summaries):
-        rows.append((name, "", text, *[""] * 5))
+        rows.append((name, "", text, *[""] * (len(head) - 3)))
     return markdown(head, rows)
+
+
+def leaks_of(summary: dict[str, Any]) -> dict[str, float]:
+    """The figures of all attacks on a run, by name.
+
+    Example:
+      >>> leaks_of({"attacks": {"dcor": {"dcor": 0.5}}}), leaks_of({})
+      ({'dcor': 0.5}, {})
+    """
+    found: dict[str, float] = {}
+    for figures in summary.get("attacks", {}).values():
+        found |= figures
+    return found
 
 
 def _means(summaries: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
