@@ -1,5 +1,7 @@
 """Which values a codec can take, and zero in the place of the others."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -57,3 +59,34 @@ def wide(x: jax.Array) -> jax.Array:
       'float32'
     """
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+def saturate(x: jax.Array, dtype: Any) -> jax.Array:
+    """A cast that stays finite where the narrower format ends.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> float(saturate(jnp.float32(1e9), jnp.float16))
+      65504.0
+    """
+    top = float(jnp.finfo(dtype).max)
+    return jnp.clip(x, -top, top).astype(dtype)
+
+
+def count(bad: jax.Array) -> jax.Array:
+    """How many are true, int32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> int(count(jnp.array([[True, False], [True, True]])))
+      3
+    """
+    if not bad.ndim or not bad.size:
+        return jnp.sum(bad, dtype=jnp.int32)
+    # In steps of 32 rows: one sum over all is many times as slow on a CPU.
+    rows = bad.reshape(-1, bad.shape[-1])
+    whole = rows.shape[0] // 32 * 32
+    blocks = rows[:whole].astype(jnp.int8).reshape(-1, 32, bad.shape[-1])
+    blocks = jax.lax.optimization_barrier(jnp.sum(blocks, 1, dtype=jnp.int8))
+    rest = jnp.sum(rows[whole:], dtype=jnp.int32)
+    return jnp.sum(blocks.astype(jnp.int32)) + rest

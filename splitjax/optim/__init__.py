@@ -1,4 +1,3 @@
 """Transforms of updates, as optax has them."""
 
 from splitjax.optim.clip import clip_by_global_norm as clip_by_global_norm
-from splitjax.optim.latent import clip_latent as clip_latent

@@ -23,6 +23,7 @@ from splitjax.codecs import (
     c3,
     cast,
     chain,
+    feedback,
     identity,
     lossless,
     on_tree,
@@ -30,10 +31,12 @@ from splitjax.codecs import (
     perturb,
     quantize,
     ragged,
+    random_k,
     randomize,
     scaled_sign,
     sign,
     state_bytes,
+    top_k,
     wire_bytes,
 )
 from splitjax.core.codec import message_spec, split_smooth
@@ -108,6 +111,9 @@ BATCHES["bad"] = {
     "mask": BATCHES["batch"]["mask"],
 }
 FEW = {"rows": ROWS, "bad": BAD}
+DENSE = {"arrays": ARRAYS, "bad": BAD, "batch": BATCHES["batch"]}
+MOST = {"arrays": ARRAYS, "bad": BAD, "rows": ROWS}
+PLAIN = {"flat": {"flat": ARRAYS["flat"], "f16": ARRAYS["f16"]}, "bad": BAD}
 TREES = {"arrays": ARRAYS, "bad": BAD, "rows": ROWS, "batch": BATCHES["batch"]}
 
 
@@ -150,6 +156,11 @@ CODECS = [
     Member(ragged(), BATCHES),
     Member(chain(ragged(), quantize(4, axis="channel")), BATCHES),
     Member(chain(ragged(), cast("bf16"), quantize(6)), BATCHES, repeat=True),
+    Member(top_k(0.2), MOST),
+    Member(top_k(0.6, axis="all"), PLAIN, repeat=True),
+    Member(random_k(0.3), MOST),
+    Member(random_k(3, axis="all", unbiased=True), PLAIN, repeat=True),
+    Member(feedback(cast("bf16")), DENSE, any_shape=False),
     Member(on_tree({"h": quantize(4), "skip": cast("f8_e5m2")}), BATCHES),
     Member(lossless(), {"arrays": ARRAYS, "bad": BAD, "rows": ROWS}),
     Member(chain(ragged(), quantize(4), lossless(3)), BATCHES, repeat=True),
