@@ -1,3 +1,4 @@
 """Transforms of updates, as optax has them."""
 
 from splitjax.optim.clip import clip_by_global_norm as clip_by_global_norm
+from splitjax.optim.latent import clip_latent as clip_latent

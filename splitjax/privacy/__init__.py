@@ -1,5 +1,11 @@
 """Privacy: what leaks over a link, how an attacker uses it, what lowers it."""
 
+from splitjax.privacy.accountant import Spent as Spent
+from splitjax.privacy.accountant import epsilon_basic as epsilon_basic
+from splitjax.privacy.accountant import epsilon_renyi as epsilon_renyi
+from splitjax.privacy.accountant import renyi as renyi
+from splitjax.privacy.budget import Budget as Budget
+from splitjax.privacy.budget import budget as budget
 from splitjax.privacy.detector import gradient_gap as gradient_gap
 from splitjax.privacy.detector import scrutinizer as scrutinizer
 from splitjax.privacy.distance_correlation import (

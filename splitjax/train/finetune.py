@@ -2,32 +2,26 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from splitjax import codecs, data
-from splitjax.algorithms.split import split_learning
 from splitjax.core.codec import Codec, Link, chain
-from splitjax.core.cut import cut
-from splitjax.core.message import tree_bytes
-from splitjax.core.split import Split
 from splitjax.core.stage import Stage
 from splitjax.core.tree import Tree, spec_of
 from splitjax.data.batches import model_inputs
-from splitjax.metrics.flops import edge_share
 from splitjax.models import heads, pretrained
 from splitjax.models.bert import bert
 from splitjax.models.bert_config import BertConfig
 from splitjax.models.squeeze import Squeeze
 from splitjax.train.bridge import squeezed_params
-from splitjax.train.codec_text import codec_of
+from splitjax.train.cut_experiment import DTYPES
 from splitjax.train.experiment import Parts
-from splitjax.train.finetune_options import DTYPES, FinetuneOptions
+from splitjax.train.finetune_options import FinetuneOptions
 from splitjax.train.public_text import public_batches
-from splitjax.train.task import SCORES, TASKS, TOWERS, Task, task
+from splitjax.train.task import TASKS, TOWERS, Task, task
 
 
 class Finetune(FinetuneOptions):
@@ -78,22 +72,14 @@ class Finetune(FinetuneOptions):
                 return pretrained.start(stages, {}, key=key, spec=spec)
 
             params, state = jax.eval_shape(fresh)
-        split = self._split(stages, about.loss)
-        steps = facts["steps_per_epoch"] * self.epochs
-        tx = self.tx(min(steps, self.steps) if self.steps else steps)
-        exact = self.exact_norm and bool(self.clip)
-        owned = split.cut.partition(params)
-        return Parts(
-            split=split,
-            algorithm=split_learning(split, tx, micro=self.micro, exact_norm=exact),
-            params=owned,
-            state=split.cut.partition(state),
-            score=SCORES[self.metric or about.metric],
-            score_name=self.metric or about.metric,
-            baseline_width=config.width if len(split) > 1 else 0,
-            setup_bytes=tree_bytes(owned[0]) if len(split) > 1 else 0,
-            send_once=self.send_once and len(split) > 1,
-            edge_share=edge_share(split.cut, params, state, x),
+        return self.parts_of(
+            self.split_of(stages, about.loss),
+            params,
+            state,
+            x,
+            about=about,
+            steps_per_epoch=facts["steps_per_epoch"],
+            width=config.width,
         )
 
     def batches(self, table: data.Table, head: str, seed: int) -> data.Batches:
@@ -141,15 +127,20 @@ class Finetune(FinetuneOptions):
             return data.folder(self.model, fetch=True)
         return pathlib.Path(self.model)
 
+    def places(self) -> tuple[str, ...]:
+        """Where a split run is cut, the labels' side left aside."""
+        return self.after or (f"layer_{self.layer}/squeeze",)
+
     def link(self) -> Link:
         """The codecs of a cut."""
         padding = (codecs.ragged(),) if self.ragged else ()
         forward = chain(*padding, self._codec(self.forward_bits, "nearest"))
         backward = self._codec(self.backward_bits, "stochastic")
+        text = super().link()
         if self.forward:
-            forward = codec_of(self.forward)
+            forward = text.forward
         if self.backward:
-            backward = codec_of(self.backward)
+            backward = text.backward
         return Link(forward, backward)
 
     def _codec(self, bits: int, rounding: str) -> Codec:
@@ -217,20 +208,6 @@ class Finetune(FinetuneOptions):
     def _squeeze(self) -> Squeeze:
         skip = "keep" if self.keep_skip else self.skip or None
         return Squeeze(self.rank, skip=skip, mode=self.bridge)
-
-    def _split(self, stages: tuple[Stage, ...], loss: Callable) -> Split:
-        places: tuple[str, ...] = ()
-        if self.mode == "split":
-            places = self.after or (f"layer_{self.layer}/squeeze",)
-            if len(places) % 2 and self.label_side == "edge":
-                places += (stages[-1].name,)
-        made = cut(stages, after=places)
-        links = [self.link() for _ in places]
-        if places and places[-1] == stages[-1].name:
-            # Logits and their gradients are few: they cross whole.
-            links[-1] = Link(chain(), chain())
-        frozen = 1 if self.frozen_edge and places else 0
-        return Split(made, tuple(links), loss, frozen)
 
 
 def narrow(**fields: Any) -> Finetune:

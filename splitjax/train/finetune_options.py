@@ -3,19 +3,16 @@
 import dataclasses
 from typing import ClassVar
 
-import jax.numpy as jnp
 import numpy as np
 
 from splitjax.core.tree import Tree
-from splitjax.train.codec_text import codec_of
-from splitjax.train.experiment import Experiment, check, option
-from splitjax.train.task import HEADS, SCORES
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+from splitjax.train.cut_experiment import CutExperiment
+from splitjax.train.experiment import check, option
+from splitjax.train.task import HEADS
 
 
 @dataclasses.dataclass
-class FinetuneOptions(Experiment):
+class FinetuneOptions(CutExperiment):
     """Options of a fine-tuning run; the system it stands for is SFT."""
 
     model: str = option("minilm", "'minilm', 'mpnet', or a Hugging Face folder")
@@ -23,9 +20,6 @@ class FinetuneOptions(Experiment):
     pool: str = option("cls", "of a one-text head: 'cls', 'pooler' or 'mean'")
     max_length: int = option(128, "tokens of a text at most; longer ones are cut off")
     data_dir: str = option("", "a folder of GLUE's TSV files, where not the default")
-    metric: str = option("", f"one of {tuple(SCORES)}; by default the task's own")
-    limit: int = option(0, "training examples at most; 0: all of them")
-    dtype: str = option("float32", f"what is computed in: one of {tuple(DTYPES)}")
     squeeze: bool = option(True, "cut inside of a feed-forward block (SFT)")
     layer: int = option(2, "the squeezed layer, from 0; the paper's split is one more")
     rank: int = option(8, "dimensions of the code")
@@ -38,11 +32,6 @@ class FinetuneOptions(Experiment):
     fit_steps: int = option(0, "steps of distillation on public text; 0: none")
     fit_rate: float = option(5e-4, "the learning rate of distillation")
     after: tuple[str, ...] = option((), "where to cut instead, one place or several")
-    label_side: str = option("cloud", "where the labels are: 'cloud' or 'edge'")
-    frozen_edge: bool = option(False, "the edge does not learn; no gradient is sent")
-    send_once: bool = option(
-        False, "with a frozen edge: the cloud keeps what the first epoch sent it"
-    )
     forward_bits: int = option(32, "of an activation: 32, 16 (bf16), or 2 to 8")
     backward_bits: int = option(32, "of a gradient, likewise")
     grid: str = option("channel", "what shares a grid: 'token', 'channel' or 'group'")
@@ -53,33 +42,20 @@ class FinetuneOptions(Experiment):
     backward: str = option("", "of gradients, likewise, instead of backward_bits")
 
     OF_THE_CUT: ClassVar[tuple[str, ...]] = (
-        *Experiment.OF_THE_CUT,
-        *("squeeze", "layer", "rank", "skip", "keep_skip", "bridge", "after", "grid"),
-        *("fit_text", "fit_steps", "fit_rate", "label_side", "frozen_edge", "ragged"),
-        *("forward_bits", "backward_bits", "forward", "backward"),
+        *CutExperiment.OF_THE_CUT,
+        *("squeeze", "layer", "rank", "skip", "keep_skip", "bridge", "grid", "ragged"),
+        *("fit_text", "fit_steps", "fit_rate", "forward_bits", "backward_bits"),
     )
 
     def validate(self) -> None:
         """Raises a ValueError for options that make no sense."""
         super().validate()
-        check(self.dtype, "dtype", tuple(DTYPES))
-        check(self.label_side, "label_side", ("cloud", "edge"))
         check(self.bridge, "bridge", ("svd", "pca"))
         if self.head:
             check(self.head, "head", HEADS)
-        if self.metric:
-            check(self.metric, "metric", tuple(SCORES))
-        if self.send_once and not self.frozen_edge:
-            raise ValueError(
-                "send_once=True needs frozen_edge=True: an edge that learns has "
-                "something new to send in every epoch"
-            )
         for name in ("forward", "backward"):
             text, bits = getattr(self, name), getattr(self, f"{name}_bits")
-            if not text:
-                continue
-            codec_of(text)
-            if bits != 32:
+            if text and bits != 32:
                 raise ValueError(
                     f"{name}={text!r} beside {name}_bits={bits}: one of them says what "
                     f"crosses; take --config.{name}_bits=32 to let the text say it"
@@ -99,7 +75,7 @@ class FinetuneOptions(Experiment):
 
     def check_batch(self, batch: Tree) -> None:
         """Raises a ValueError for specs of a batch that this experiment has not."""
-        x, target = batch["x"], batch.get("target")
+        x = batch["x"]
         kinds = {"ids": np.int32, "mask": np.bool_, "types": np.int32}
         if not (isinstance(x, dict) and {"ids", "mask"} <= set(x) <= set(kinds)):
             raise ValueError(f"an input has ids, mask and maybe types: {x!s:.200}")
@@ -110,9 +86,4 @@ class FinetuneOptions(Experiment):
                 raise ValueError(f"x/{name}: {leaf}, beside ids {shape}")
             if shape[0] > 2 * self.batch_size or not 1 <= shape[1] <= most:
                 raise ValueError(f"x/{name}: {shape}; at most {2 * size} rows, {most}")
-        if target is not None and not (
-            set(target) == {"y", "n_valid"}
-            and target["y"].shape == (size,)
-            and target["n_valid"].shape == batch["weight"].shape == ()
-        ):
-            raise ValueError(f"a target is y ({size},) and n_valid: {target!s:.200}")
+        self.check_target(batch)

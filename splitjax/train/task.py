@@ -55,6 +55,9 @@ TASKS = {
     "rotten_tomatoes": Task("accuracy", ("dev", "test")),
     "snli": Task("accuracy", ("dev", "test")),
     "newsgroups20": Task("accuracy", ("dev", "test")),
+    "cifar10": Task("accuracy", ("test",)),
+    "fashion_mnist": Task("accuracy", ("test",)),
+    "digits": Task("accuracy", ("test",)),
 }
 
 

@@ -4,6 +4,7 @@ import pathlib
 import pytest
 
 from splitjax.data.benchmarks import BENCHMARKS, GLUE
+from splitjax.data.images import IMAGES
 from splitjax.train import flags
 from splitjax.train.experiment import Experiment
 
@@ -20,7 +21,7 @@ def test_a_config_makes_sense(name):
     experiment = flags.load(str(ROOT / "configs" / name))
     assert isinstance(experiment, Experiment)
     experiment.validate()
-    assert experiment.task in {*BENCHMARKS, *GLUE}
+    assert experiment.task in {*BENCHMARKS, *GLUE, *IMAGES}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

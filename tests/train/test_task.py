@@ -2,6 +2,7 @@ import jax.numpy as jnp
 import pytest
 
 from splitjax.data.benchmarks import BENCHMARKS, GLUE
+from splitjax.data.images import IMAGES
 from splitjax.metrics.loss import cross_entropy, squared_error
 from splitjax.train.task import HEADS, SCORES, TASKS, TOWERS, task, unit_squared_error
 
@@ -19,7 +20,9 @@ def test_a_task_is_scored_as_its_benchmark_is():
     assert task("sst2", 2).metric == "accuracy"
     assert task("stsb", 0).loss is unit_squared_error
     assert task("sst2", 2).loss is cross_entropy
-    assert set(TASKS) == {*BENCHMARKS, *GLUE}
+    assert set(TASKS) == {*BENCHMARKS, *GLUE, *IMAGES, "digits"}
+    assert {task(name, 10).splits for name in IMAGES} == {("test",)}
+    assert task("cifar10", 10).loss is cross_entropy
 
 
 def test_data_of_the_users_follows_its_labels():

@@ -1,0 +1,163 @@
+"""The privacy budget of a link: what its codec's noise promises about one example."""
+
+import dataclasses
+import itertools
+import math
+
+import jax
+
+from splitjax.core.codec import Codec, message_spec
+from splitjax.core.mechanism import Mechanism
+from splitjax.core.message import is_sized
+from splitjax.core.tree import Tree, is_float
+from splitjax.privacy.accountant import Spent, epsilon_basic, epsilon_renyi
+
+# Noises that were added one after the other to all floats: the strongest one counts.
+Noise = tuple[Spent, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What one example has spent over a link.
+
+    Attributes:
+      epsilon_basic: by basic composition; None where floats cross without noise.
+      epsilon_renyi: by Renyi differential privacy, likewise.
+      delta: of both.
+      releases: values or rows of the example that were sent with noise.
+      noise: kinds and levels, as text.
+    """
+
+    epsilon_basic: float | None
+    epsilon_renyi: float | None
+    delta: float
+    releases: int
+    noise: str
+
+    def __str__(self):
+        if self.epsilon_basic is None or self.epsilon_renyi is None:
+            return f"{self.noise}, but other floats cross without noise: no promise"
+        return (
+            f"epsilon {self.epsilon_basic:.4g} (basic), {self.epsilon_renyi:.4g} "
+            f"(Renyi), delta {self.delta:g}: {self.releases} x {self.noise}"
+        )
+
+
+def budget(
+    codec: Codec, spec: Tree, *, examples: int, messages: int, delta: float = 1e-5
+) -> Budget | None:
+    """What an example has spent after some messages through a codec.
+
+    Each value (or row) that carries noise is one release, and all of them compose.
+    Neighboring inputs differ in one example, in all of its values. Integers (lengths,
+    masks, labels) cross without noise and are not part of the promise; nor is what the
+    noise's key tells someone who has it.
+
+    Args:
+      codec: of the link.
+      spec: of its input: examples along the leading axis.
+      examples: how many there are in the input.
+      messages: how often an example is sent.
+      delta: see `epsilon_renyi`.
+
+    Returns:
+      None for a codec without noise.
+
+    Raises:
+      ValueError: for no examples, a negative count of messages, or a bad delta.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> noisy = Codec(lambda s: (), lambda x, s, c: (x, s), lambda m, s: (m, s),
+      ...     mechanism=Mechanism("randomized_response", 1.0, "value"))
+      >>> spec = jax.ShapeDtypeStruct((32, 100), jnp.float32)
+      >>> print(budget(noisy, spec, examples=32, messages=3))
+      epsilon 300 (basic), 206 (Renyi), delta 1e-05: 300 x randomized_response(1)
+    """
+    if examples < 1 or messages < 0:
+        raise ValueError(f"examples={examples}, messages={messages}: 1 and 0 or more")
+    choices, open_floats = _noises(codec, spec, examples, 1)
+    if not choices:
+        return None
+    spent = [
+        tuple(Spent(one.mechanism, one.count * messages) for one in noise)
+        for noise in choices
+    ]
+    if open_floats:
+        one = spent[0]
+        return Budget(None, None, delta, _count(one), _names(one))
+    best = min(spent, key=lambda noise: epsilon_renyi(noise, delta))
+    basic = min(epsilon_basic(noise, delta) for noise in spent)
+    found = basic, epsilon_renyi(best, delta)
+    return Budget(*found, delta, _count(best), _names(best))
+
+
+def _noises(
+    codec: Codec, spec: Tree, examples: int, rows: int
+) -> tuple[list[Noise], bool]:
+    """The noises of a codec for one message, and whether floats cross without any.
+
+    Args:
+      codec: the codec.
+      spec: of its input.
+      examples: along the leading axis.
+      rows: of a `Sized` leaf that one example has at most.
+    """
+    whole: list[Noise] = []
+    entries: dict[str, list[Noise]] = {}
+    open_floats = False
+    for part in codec.parts or (codec,):
+        if part.mechanism is not None:
+            count = _releases(part.mechanism, spec, examples, rows)
+            whole.append((Spent(part.mechanism, count),))
+        for key, inner in part.entries.items():
+            found, some_open = _noises(inner, spec[key], examples, rows)
+            entries.setdefault(key, []).extend([] if some_open else found)
+        if part.entries:
+            open_floats = any(
+                not entries.get(key) for key in spec if _floats(spec[key])
+            )
+        after = message_spec(part, spec)
+        if part.mixes > 1:  # so many groups can `rows` neighbors fall into
+            rows = (rows + part.mixes - 2) // part.mixes + 1
+        elif not _sized(spec) and (sized := _sized(after)):
+            rows = max(-(-node.buffer.shape[0] // examples) for node in sized)
+        spec = after
+    if whole:
+        return whole, False
+    noisy = [choices for choices in entries.values() if choices]
+    mixed = [tuple(itertools.chain(*pick)) for pick in itertools.product(*noisy)]
+    return (mixed if noisy else []), open_floats and bool(noisy)
+
+
+def _releases(mechanism: Mechanism, spec: Tree, examples: int, rows: int) -> int:
+    """Values or rows of one example in a message."""
+    total = 0
+    for node in jax.tree.leaves(spec, is_leaf=is_sized):
+        shape = node.buffer.shape if is_sized(node) else node.shape
+        if not _floats(node):
+            continue
+        mine = rows
+        if not is_sized(node):
+            mine = -(-shape[0] // examples) if shape else 1
+        total += mine * (math.prod(shape[1:]) if mechanism.per == "value" else 1)
+    return total
+
+
+def _sized(spec: Tree) -> list:
+    return [node for node in jax.tree.leaves(spec, is_leaf=is_sized) if is_sized(node)]
+
+
+def _floats(spec: Tree) -> bool:
+    nodes = jax.tree.leaves(spec, is_leaf=is_sized)
+    arrays = [node.buffer if is_sized(node) else node for node in nodes]
+    return any(is_float(a) for a in arrays)
+
+
+def _count(noise: Noise) -> int:
+    return sum(one.count for one in noise)
+
+
+def _names(noise: Noise) -> str:
+    named = [f"{one.mechanism.kind}({one.mechanism.level:g})" for one in noise]
+    return " and ".join(dict.fromkeys(named))

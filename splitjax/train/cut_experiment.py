@@ -1,0 +1,135 @@
+"""What every experiment shares whose model is cut at named places."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+
+from splitjax.algorithms.split import split_learning
+from splitjax.core.codec import Link, chain
+from splitjax.core.cut import cut
+from splitjax.core.message import tree_bytes
+from splitjax.core.split import Split
+from splitjax.core.stage import Stage
+from splitjax.core.tree import Tree
+from splitjax.metrics.flops import edge_share
+from splitjax.train.codec_text import codec_of
+from splitjax.train.experiment import Experiment, Parts, check, option
+from splitjax.train.task import SCORES, Task
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+@dataclasses.dataclass
+class CutExperiment(Experiment):
+    """Options of the cut and of what crosses it; methods that make parts of them."""
+
+    data_dir: str = option("", "a folder of the task's files, where not the default")
+    metric: str = option("", f"one of {tuple(SCORES)}; by default the task's own")
+    limit: int = option(0, "training examples at most; 0: all of them")
+    dtype: str = option("float32", f"what is computed in: one of {tuple(DTYPES)}")
+    after: tuple[str, ...] = option((), "where to cut: one place or several")
+    label_side: str = option("cloud", "where the labels are: 'cloud' or 'edge'")
+    frozen_edge: bool = option(False, "the edge does not learn; no gradient is sent")
+    send_once: bool = option(
+        False, "with a frozen edge: the cloud keeps what the first epoch sent it"
+    )
+    forward: str = option("", "codecs of activations, as 'c3(4) + quantize(8)'")
+    backward: str = option("", "codecs of gradients, likewise")
+
+    OF_THE_CUT: ClassVar[tuple[str, ...]] = (
+        *Experiment.OF_THE_CUT,
+        *("after", "label_side", "frozen_edge", "forward", "backward"),
+    )
+
+    def validate(self) -> None:
+        """Raises a ValueError for options that make no sense."""
+        super().validate()
+        check(self.dtype, "dtype", tuple(DTYPES))
+        check(self.label_side, "label_side", ("cloud", "edge"))
+        if self.metric:
+            check(self.metric, "metric", tuple(SCORES))
+        if self.send_once and not self.frozen_edge:
+            raise ValueError(
+                "send_once=True needs frozen_edge=True: an edge that learns has "
+                "something new to send in every epoch"
+            )
+        for text in filter(None, (self.forward, self.backward)):
+            codec_of(text)
+
+    def places(self) -> tuple[str, ...]:
+        """Where a split run is cut, the labels' side left aside."""
+        return self.after
+
+    def link(self) -> Link:
+        """The codecs of a cut."""
+        forward, backward = (
+            codec_of(text) if text else chain()
+            for text in (self.forward, self.backward)
+        )
+        return Link(forward, backward)
+
+    def split_of(self, stages: Sequence[Stage], loss: Callable) -> Split:
+        """A model cut at this experiment's places, with its links and its loss."""
+        places: tuple[str, ...] = ()
+        if self.mode == "split":
+            places = self.places()
+            if len(places) % 2 and self.label_side == "edge":
+                places += (stages[-1].name,)
+        made = cut(stages, after=places)
+        links = [self.link() for _ in places]
+        if places and places[-1] == stages[-1].name:
+            # Logits and their gradients are few: they cross whole.
+            links[-1] = Link(chain(), chain())
+        frozen = 1 if self.frozen_edge and places else 0
+        return Split(made, tuple(links), loss, frozen)
+
+    def parts_of(
+        self,
+        split: Split,
+        params: Tree,
+        state: Tree,
+        x: Tree,
+        *,
+        about: Task,
+        steps_per_epoch: int,
+        width: int,
+    ) -> Parts:
+        """All parts but the data.
+
+        Args:
+          split: the cut model.
+          params: of the whole model, by stage name.
+          state: likewise.
+          x: an input (arrays or specs).
+          about: the task.
+          steps_per_epoch: optimizer steps.
+          width: see `Parts.baseline_width`.
+        """
+        steps, apart = steps_per_epoch * self.epochs, len(split) > 1
+        tx = self.tx(min(steps, self.steps) if self.steps else steps)
+        exact = self.exact_norm and bool(self.clip)
+        owned = split.cut.partition(params)
+        return Parts(
+            split=split,
+            algorithm=split_learning(split, tx, micro=self.micro, exact_norm=exact),
+            params=owned,
+            state=split.cut.partition(state),
+            score=SCORES[self.metric or about.metric],
+            score_name=self.metric or about.metric,
+            baseline_width=width if apart else 0,
+            setup_bytes=tree_bytes(owned[0]) if apart else 0,
+            send_once=self.send_once and apart,
+            edge_share=edge_share(split.cut, params, state, x),
+        )
+
+    def check_target(self, batch: dict[str, Any]) -> None:
+        """Raises a ValueError for specs of labels that do not fit the batch size."""
+        target, size = batch.get("target"), -(-self.batch_size // self.micro)
+        if target is not None and not (
+            set(target) == {"y", "n_valid"}
+            and target["y"].shape == (size,)
+            and target["n_valid"].shape == batch["weight"].shape == ()
+        ):
+            raise ValueError(f"a target is y ({size},) and n_valid: {target!s:.200}")
