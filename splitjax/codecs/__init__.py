@@ -5,6 +5,7 @@ from splitjax.codecs.binary import pack_signs as pack_signs
 from splitjax.codecs.binary import sign as sign
 from splitjax.codecs.c3 import c3 as c3
 from splitjax.codecs.cast import cast as cast
+from splitjax.codecs.delta import delta as delta
 from splitjax.codecs.feedback import feedback as feedback
 from splitjax.codecs.identity import identity as identity
 from splitjax.codecs.lossless import lossless as lossless

@@ -73,4 +73,5 @@ def cast(to: str) -> Codec:
             return Sized(node.array.buffer.astype(node.dtype), node.array.used)
         return node.array.astype(node.dtype)
 
-    return on_leaves(encode, decode, name=f"cast({to})")
+    made = on_leaves(encode, decode, name=f"cast({to})")
+    return dataclasses.replace(made, exact=True)

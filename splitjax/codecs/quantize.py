@@ -198,6 +198,7 @@ def quantize(
         on_leaves(encode, decode, name=name),
         init=lambda spec: {"nonfinite": jnp.int32(0)},
         encode=encode_tree,
+        exact=True,
     )
 
 

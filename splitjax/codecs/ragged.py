@@ -65,7 +65,7 @@ def ragged(mask: str = "mask") -> Codec:
         real = _checked(x, mask)
         count, steps = real.shape
         lengths = real.sum(1, dtype=jnp.int32)
-        there, back = _places(lengths, steps)
+        there, back = places(lengths, steps)
 
         def pack(a):
             if is_sized(a):
@@ -81,7 +81,7 @@ def ragged(mask: str = "mask") -> Codec:
 
     def decode(message, state):
         lengths, steps = message.lengths.astype(jnp.int32), message.steps
-        there, back = _places(lengths, steps)
+        there, back = places(lengths, steps)
 
         def unpack(a):
             if not is_sized(a):
@@ -115,8 +115,14 @@ def _checked(x: Tree, name: str) -> Any:
     return real
 
 
-def _places(lengths: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
-    """For each padded place its row, and for each row its place; B * T means none."""
+def places(lengths: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
+    """For each padded place its row, and for each row its place; B * T means none.
+
+    Example:
+      >>> there, back = places(jnp.array([1, 2]), 2)
+      >>> there.tolist(), back.tolist()
+      ([0, 4, 1, 2], [0, 2, 3, 4])
+    """
     total = lengths.shape[0] * steps
     first = jnp.cumsum(lengths) - lengths
     step = jax.lax.iota(jnp.int32, steps)[None]

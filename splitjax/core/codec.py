@@ -18,14 +18,16 @@ class Context(NamedTuple):
     Attributes:
       key: a typed PRNG key, or None.
       mask: bool, the shape of the leaves' leading axes; False marks padding.
-      train: whether this is a training step.
+      train: whether this is a training step (static: it chooses the program).
       tick: the number of the micro-batch.
+      ids: int32 `[B]`, which example each row is, or one for all; -1 is nobody.
     """
 
     key: jax.Array | None = None
     mask: jax.Array | None = None
     train: bool = True
     tick: int | jax.Array = 0
+    ids: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Codec:
       entries: by key of a dict, the codecs of an `on_tree`.
       mechanism: the noise that it adds to every float, as an accountant reads it.
       mixes: how many rows of the leading axis one row of the message depends on.
+      exact: whether unlike devices decode equal numbers, to the bit: each is a product
+        that is exact, rounded once at most. Both ends of a memory may sum those up.
     """
 
     init: Callable[[Tree], Tree]
@@ -56,6 +60,7 @@ class Codec:
     entries: dict[str, "Codec"] = dataclasses.field(default_factory=dict, hash=False)
     mechanism: Mechanism | None = None
     mixes: int = 1
+    exact: bool = False
 
 
 class Link(NamedTuple):
@@ -81,7 +86,7 @@ def message_spec(codec: Codec, spec: Tree) -> Tree:
     """
 
     def run(x):
-        ctx = Context(jax.random.key(0))
+        ctx = Context(jax.random.key(0), ids=jnp.int32(-1))
         return codec.encode(x, codec.init(spec), ctx)[0]
 
     return jax.eval_shape(run, spec)
@@ -136,7 +141,15 @@ def chain(*codecs: Codec) -> Codec:
         return message, tuple(new[::-1])
 
     name = "+".join(part.name for part in flat) or "identity"
-    return Codec(init, encode, decode, smooth=not rough, name=name, parts=flat)
+    return Codec(
+        init,
+        encode,
+        decode,
+        smooth=not rough,
+        name=name,
+        parts=flat,
+        exact=all(part.exact for part in flat),
+    )
 
 
 def split_smooth(codec: Codec) -> tuple[Codec, Codec]:

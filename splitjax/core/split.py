@@ -244,6 +244,7 @@ class Split:
         key: jax.Array | None = None,
         train: bool = True,
         tick: int = 0,
+        ids: jax.Array | None = None,
     ) -> tuple[tuple[jax.Array, dict], tuple]:
         """Loss and gradient through every codec, all segments in one program.
 
@@ -254,8 +255,7 @@ class Split:
           x: the model's input.
           target: for the loss.
           key: of this tick.
-          train: whether dropout and the like are on.
-          tick: for the codecs.
+          train: whether dropout and the like are on; see `Context`, as the rest.
 
         Returns:
           `((loss, {"state", "links", "metrics", "out"}), gradients by segment)`;
@@ -263,7 +263,7 @@ class Split:
         """
         ends = list(links)
         visits, arrived, m = [], [], x
-        ctx = Context(key, None, train, tick)
+        ctx = Context(key, None, train, tick, ids)
 
         def cross(link, direction, m):
             both = ends[link][direction]

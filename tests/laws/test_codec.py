@@ -23,6 +23,7 @@ from splitjax.codecs import (
     c3,
     cast,
     chain,
+    delta,
     feedback,
     identity,
     lossless,
@@ -114,6 +115,15 @@ FEW = {"rows": ROWS, "bad": BAD}
 DENSE = {"arrays": ARRAYS, "bad": BAD, "batch": BATCHES["batch"]}
 MOST = {"arrays": ARRAYS, "bad": BAD, "rows": ROWS}
 PLAIN = {"flat": {"flat": ARRAYS["flat"], "f16": ARRAYS["f16"]}, "bad": BAD}
+MEMORIES = {
+    "half": {"h": normal(10, (B, 9), jnp.float16), "n": ARRAYS["ids"]},
+    "bad": {"h": BATCHES["batch"]["pooled"].at[0, :2].set(jnp.array([jnp.nan, 3e38]))},
+}
+# One array with tokens and one without; more is in tests/codecs/test_delta.py.
+TOKENS = {
+    name: {k: v for k, v in BATCHES[name].items() if k != "skip"}
+    for name in ("hollow", "bad")
+}
 TREES = {"arrays": ARRAYS, "bad": BAD, "rows": ROWS, "batch": BATCHES["batch"]}
 
 
@@ -124,6 +134,7 @@ class Member:
     Attributes:
       linear: whether a smooth codec is linear, so that its adjoint is tested.
       any_shape: whether one state serves inputs of other shapes too.
+        False where the state has rows of examples.
       repeat: whether other lines go the same ways through the code.
       tolerance: of a codec that sums or draws floats, which compiled programs do in
         orders of their own: how far the decoded floats of two may be apart.
@@ -140,6 +151,7 @@ class Member:
         return self.codec.name
 
 
+DELTA = functools.partial(delta, quantize(3, axis="channel", power_of_two=True))
 CODECS = [
     Member(identity()),
     Member(cast("bf16")),
@@ -161,6 +173,9 @@ CODECS = [
     Member(random_k(0.3), MOST),
     Member(random_k(3, axis="all", unbiased=True), PLAIN, repeat=True),
     Member(feedback(cast("bf16")), DENSE, any_shape=False),
+    Member(delta(quantize(2, power_of_two=True)), MEMORIES, any_shape=False),
+    Member(DELTA(first="quantized", memory="int4", check=1), MEMORIES, any_shape=False),
+    Member(chain(ragged(), DELTA(memory="f16", first="half")), TOKENS, any_shape=False),
     Member(on_tree({"h": quantize(4), "skip": cast("f8_e5m2")}), BATCHES),
     Member(lossless(), {"arrays": ARRAYS, "bad": BAD, "rows": ROWS}),
     Member(chain(ragged(), quantize(4), lossless(3)), BATCHES, repeat=True),
@@ -198,12 +213,19 @@ every_kind = pytest.mark.parametrize(
 
 @functools.cache
 def programs(codec):
-    """Encode and decode, compiled once for all laws."""
-    return jax.jit(codec.encode), jax.jit(codec.decode)
+    """Encode and decode, compiled once for all laws; `train` chooses the program."""
+
+    def encode(x, state, ctx):
+        return codec.encode(x, state, ctx._replace(train=True))
+
+    return jax.jit(encode), jax.jit(codec.decode)
 
 
 def context(x, key=KEY) -> Context:
-    return Context(key, x.get("mask"), True, 0)
+    mask = x.get("mask")
+    leaves = (a for a in jax.tree.leaves(x) if a.ndim)
+    count = next(leaves).shape[0] if mask is None else mask.shape[0]
+    return Context(key, mask, True, 0, jnp.arange(count, dtype=jnp.int32))
 
 
 def send(codec, x):
@@ -448,7 +470,7 @@ def test_smooth_part_has_an_adjoint(member):
 @every_codec
 def test_no_floats_is_no_work(member):
     """A gradient's tree has None where the message has integers."""
-    if member.codec.smooth or member.inputs is BATCHES:
+    if member.codec.smooth or "mask" in member.inputs["bad"]:
         pytest.skip("it is no codec of gradients")
     x = {"h": jnp.ones((2, 8)), "ids": None}
     message, tx, y = send(member.codec, x)
