@@ -3,10 +3,14 @@
 from splitjax.codecs.binary import binary as binary
 from splitjax.codecs.binary import pack_signs as pack_signs
 from splitjax.codecs.binary import sign as sign
+from splitjax.codecs.bounded import bounded as bounded
 from splitjax.codecs.c3 import c3 as c3
 from splitjax.codecs.cast import cast as cast
 from splitjax.codecs.delta import delta as delta
+from splitjax.codecs.exact_mask import max_pool as max_pool
+from splitjax.codecs.exact_mask import relu as relu
 from splitjax.codecs.feedback import feedback as feedback
+from splitjax.codecs.fixed_width import fixed_width as fixed_width
 from splitjax.codecs.identity import identity as identity
 from splitjax.codecs.lossless import lossless as lossless
 from splitjax.codecs.perturb import perturb as perturb
@@ -14,6 +18,8 @@ from splitjax.codecs.quantize import quantize as quantize
 from splitjax.codecs.ragged import ragged as ragged
 from splitjax.codecs.random_k import random_k as random_k
 from splitjax.codecs.randomize import randomize as randomize
+from splitjax.codecs.residual import compress_residuals as compress_residuals
+from splitjax.codecs.residual import residual_bytes as residual_bytes
 from splitjax.codecs.scaled_sign import scaled_sign as scaled_sign
 from splitjax.codecs.top_k import top_k as top_k
 from splitjax.core.codec import Codec as Codec

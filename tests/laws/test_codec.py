@@ -20,11 +20,13 @@ from splitjax.codecs import (
     Context,
     Sized,
     binary,
+    bounded,
     c3,
     cast,
     chain,
     delta,
     feedback,
+    fixed_width,
     identity,
     lossless,
     on_tree,
@@ -124,6 +126,7 @@ TOKENS = {
     name: {k: v for k, v in BATCHES[name].items() if k != "skip"}
     for name in ("hollow", "bad")
 }
+SOME = {name: BATCHES[name] for name in ("batch", "bad")}
 TREES = {"arrays": ARRAYS, "bad": BAD, "rows": ROWS, "batch": BATCHES["batch"]}
 
 
@@ -177,8 +180,12 @@ CODECS = [
     Member(DELTA(first="quantized", memory="int4", check=1), MEMORIES, any_shape=False),
     Member(chain(ragged(), DELTA(memory="f16", first="half")), TOKENS, any_shape=False),
     Member(on_tree({"h": quantize(4), "skip": cast("f8_e5m2")}), BATCHES),
-    Member(lossless(), {"arrays": ARRAYS, "bad": BAD, "rows": ROWS}),
-    Member(chain(ragged(), quantize(4), lossless(3)), BATCHES, repeat=True),
+    Member(bounded(0.01), MOST),
+    Member(bounded(1e-3, True, "lorenzo2d", block=None), SOME, repeat=True),
+    Member(chain(ragged(), bounded(0.1), lossless()), SOME, repeat=True),
+    Member(fixed_width(0.1, 4), MOST),
+    Member(lossless(), MOST),
+    Member(chain(ragged(), quantize(4), lossless(3)), SOME, repeat=True),
     # A sum may round its bfloat16 result the other way: one part in 128.
     Member(c3(2), FEW, any_shape=False, tolerance=0.01),
     Member(
