@@ -1,4 +1,4 @@
-"""Predicts for texts of the user's, through the cut of a trained run.
+"""Predicts for texts or pictures of the user's, through the cut of a trained run.
 
 Example: python -m experiments.predict --config=configs/sft_stsb.py --texts=pairs.tsv
 """
@@ -14,12 +14,15 @@ from splitjax.train.loop import open_trained, predict
 LAUNCH = flags.define("configs/sft_stsb.py")
 door_flags.define_edge("")
 TEXTS = absl_flags.DEFINE_string(
-    "texts", None, "a file: one text a line, or two with a tab between", required=True
+    "texts",
+    None,
+    "a file: one text a line, or two with a tab between; or an .npz of `image`",
+    required=True,
 )
 
 
 def main(_: list[str]) -> None:
-    """Prints one line of JSON for each text or pair."""
+    """Prints one line of JSON for each text, pair or picture."""
     experiment = LAUNCH.run
     seed = experiment.seeds[0]
     folder = LAUNCH.workdir / f"{experiment.mode}_seed_{seed}"
