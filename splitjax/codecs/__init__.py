@@ -14,6 +14,8 @@ from splitjax.codecs.fixed_width import fixed_width as fixed_width
 from splitjax.codecs.identity import identity as identity
 from splitjax.codecs.lossless import lossless as lossless
 from splitjax.codecs.perturb import perturb as perturb
+from splitjax.codecs.powersgd import powersgd as powersgd
+from splitjax.codecs.projection import projection as projection
 from splitjax.codecs.quantize import quantize as quantize
 from splitjax.codecs.ragged import ragged as ragged
 from splitjax.codecs.random_k import random_k as random_k

@@ -116,7 +116,8 @@ def random_k(
         return rows.merge(values, used)
 
     name = f"random_k({keep},{axis}{',unbiased' if unbiased else ''})"
-    return counted(encode, decode, name=name)
+    codec = counted(encode, decode, name=name)
+    return dataclasses.replace(codec, exact=not unbiased)
 
 
 def _draw(seed: jax.Array, rows: Rows) -> tuple[jax.Array, jax.Array]:

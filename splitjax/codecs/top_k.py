@@ -106,4 +106,5 @@ def top_k(keep: int | float, *, axis: str = "token") -> Codec:
             values = empty.at[row, places].set(values, mode="drop")
         return rows.merge(values, used)
 
-    return counted(encode, decode, name=f"top_k({keep},{axis})")
+    codec = counted(encode, decode, name=f"top_k({keep},{axis})")
+    return dataclasses.replace(codec, exact=True)

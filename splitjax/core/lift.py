@@ -173,6 +173,81 @@ def counted(
     return Codec(init, encode_tree, decode_tree, smooth=smooth, name=name)
 
 
+def remembering(
+    init: Callable[[Any, bool], dict],
+    encode: Callable[..., tuple[Any, dict, jax.Array]],
+    decode: Callable[[Any, dict], tuple[Any, dict]],
+    *,
+    name: str,
+) -> Codec:
+    """As `on_leaves`, for a codec that keeps arrays for each leaf between messages.
+
+    Args:
+      init: `(spec of the array, whether it is Sized) -> state of the leaf`.
+      encode: `(array, used or None, ctx, state) -> (node, state, count)`, with the
+        count of replaced values as an int32 scalar.
+      decode: `(node, state) -> (array or Sized, state)`.
+      name: see `Codec`.
+
+    Returns:
+      A rough codec. Its state has a dict for each float leaf, in their order under
+      "leaves", and the count under "nonfinite".
+
+    Raises:
+      ValueError: on use, when there are not as many float leaves as at init, or when
+        encode finds that one has another shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> add = lambda x, used, ctx, s: ([x], {"sum": s["sum"] + x}, jnp.int32(0))
+      >>> codec = remembering(lambda spec, sized: {"sum": jnp.zeros(spec.shape)}, add,
+      ...     lambda node, state: (node[0], state), name="add")
+      >>> _, state = codec.encode(jnp.ones(2), codec.init(jnp.ones(2)), None)
+      >>> state["leaves"][0]["sum"].tolist()
+      [1.0, 1.0]
+    """
+
+    def floats(tree):
+        leaves = jax.tree.leaves(tree, is_leaf=is_sized)
+        pairs = [(a.buffer, True) if is_sized(a) else (a, False) for a in leaves]
+        return [pair for pair in pairs if is_float(pair[0])]
+
+    def init_tree(spec):
+        leaves = tuple(init(*pair) for pair in floats(spec))
+        return {"nonfinite": jnp.int32(0), "leaves": leaves}
+
+    def encode_tree(x, state, ctx):
+        if len(floats(x)) != len(state["leaves"]):
+            shapes = [list(a.shape) for a, _ in floats(x)]
+            raise ValueError(
+                f"{name} was made for {len(state['leaves'])} float leaves and got "
+                f"{len(shapes)}, of the shapes {shapes}. Make another state: init(spec)"
+            )
+        new, counts = [], [state["nonfinite"]]
+
+        def one(array, used, ctx, index):
+            node, leaf, count = encode(array, used, ctx, state["leaves"][len(new)])
+            new.append(leaf)
+            counts.append(count)
+            return node
+
+        message, _ = on_leaves(one, lambda node: node, name=name).encode(x, (), ctx)
+        return message, {"nonfinite": sum(counts), "leaves": tuple(new)}
+
+    def decode_tree(message, state):
+        new = []
+
+        def one(node):
+            x, leaf = decode(node, state["leaves"][len(new)])
+            new.append(leaf)
+            return x
+
+        x, _ = on_leaves(lambda *_: None, one, name=name).decode(message, ())
+        return x, {**state, "leaves": tuple(new)}
+
+    return Codec(init_tree, encode_tree, decode_tree, name=name)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Encoded:
