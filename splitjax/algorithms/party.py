@@ -65,7 +65,7 @@ class Party:
             mine[f"state/{index}"],
             m,
             links=self.links(mine),
-            key=at.tick_key() if train else None,
+            key=at.tick_key(),
             train=train,
             target=batch.get("target"),
         )

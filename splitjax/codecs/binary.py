@@ -68,7 +68,8 @@ def sign() -> Codec:
         bad = bad if valid is None else bad & valid
         return signs, jnp.sum(bad, dtype=jnp.int32)
 
-    return counted(encode, lambda node, constants: node, smooth=True, name="sign")
+    made = counted(encode, lambda node, constants: node, smooth=True, name="sign")
+    return dataclasses.replace(made, exact=True)
 
 
 @jax.tree_util.register_dataclass
@@ -145,7 +146,8 @@ def pack_signs() -> Codec:
         x = unpack(node.bits, layout).astype(node.dtype)
         return first_rows(x, node.bits.used) if sized else x
 
-    return on_leaves(encode, decode, name="pack_signs")
+    made = on_leaves(encode, decode, name="pack_signs")
+    return dataclasses.replace(made, exact=True)
 
 
 def binary() -> Codec:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from splitjax.codecs.finite import count, real, saturate, wide, within, zero_unless
 from splitjax.codecs.grid import HUGE
-from splitjax.core.codec import Codec
+from splitjax.core.codec import Codec, is_noisy
 from splitjax.core.message import is_sized
 from splitjax.core.tree import Tree, combine, path_name, split_floats
 
@@ -36,8 +36,9 @@ def feedback(inner: Codec) -> Codec:
       keeps the receiver's too, to know what arrives.
 
     Raises:
-      ValueError: on use, for other shapes than those of the spec that the state was
-        made for; at init, for `Sized` leaves, whose rows are other tokens each time.
+      ValueError: for an inner codec with noise for privacy, which a memory would void;
+        on use, for other shapes than those of the spec that the state was made for; at
+        init, for `Sized` leaves, whose rows are other tokens each time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -62,6 +63,12 @@ def feedback(inner: Codec) -> Codec:
       Gradients are fed in before the learning rate, so a change of the rate also
       changes the weight of what is late.
     """
+
+    if is_noisy(inner):
+        raise ValueError(
+            f"feedback({inner.name}): with a memory an example would be in later "
+            "messages too, and the noise of one would promise nothing. Leave one out"
+        )
 
     def init(spec):
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), _floats(spec))

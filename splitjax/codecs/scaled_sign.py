@@ -1,5 +1,7 @@
 """Gradients cross as signs and a mean magnitude: one bit a value."""
 
+import dataclasses
+
 import jax.numpy as jnp
 
 from splitjax.codecs.binary import Signs, pack, unpack
@@ -83,4 +85,5 @@ def scaled_sign(axis: str = "token") -> Codec:
         x = layout.merge(x).astype(node.dtype)
         return first_rows(x, node.bits.used) if sized else x
 
-    return counted(encode, decode, name=f"scaled_sign({axis})")
+    made = counted(encode, decode, name=f"scaled_sign({axis})")
+    return dataclasses.replace(made, exact=True)

@@ -165,6 +165,17 @@ def split_smooth(codec: Codec) -> tuple[Codec, Codec]:
     return chain(*smooth), chain(*parts[len(smooth) :])
 
 
+def is_noisy(codec: Codec) -> bool:
+    """Whether any part of a codec adds noise for privacy.
+
+    Example:
+      >>> is_noisy(chain())
+      False
+    """
+    inside = (*codec.parts, *codec.entries.values())
+    return codec.mechanism is not None or any(map(is_noisy, inside))
+
+
 def wire_bytes(codec: Codec, spec: Tree) -> int:
     """Bytes that a codec sends for an input, asked of the message itself.
 

@@ -15,6 +15,7 @@ from splitjax.runtime.channel import Channel
 from splitjax.runtime.local import RunState
 from splitjax.runtime.meter import Meter
 from splitjax.runtime.outbox import Outbox
+from splitjax.runtime.predictions import Predictions
 from splitjax.runtime.programs import Exchange, Programs, at_tick, begin, weights_of
 from splitjax.runtime.schema import Schema
 from splitjax.storage.frames import Frames
@@ -30,7 +31,8 @@ class Edge:
 
     Args:
       algorithm: the protocol.
-      key: the run's typed PRNG key; the cloud has the same by its config.
+      key: a typed PRNG key: the run's, which the cloud has by its config, or one of
+        the edge's own, where its noise must stay secret.
       dial: opens a channel to the cloud.
       micro: ticks in a step.
       slot: this edge's.
@@ -66,6 +68,7 @@ class Edge:
         self._programs = Programs(algorithm, jit=jit)
         self._specs: tuple[Tree, Tree, Tree] = ({}, (), {})
         self._predictions = 0
+        self._numbered = Predictions()
         hello = {
             "protocol": control.PROTOCOL,
             "version": control.software(),
@@ -172,6 +175,7 @@ class Edge:
         exchanges = programs.predictions(*self._specs, x, at)
         self._outbox.announce(Schema.of({"x": spec_of(x)}).to_bytes())
         self._predictions += 1
+        at = self._numbered.at(at)
         live: Tree = {}
         down: Tree = None
         for hop, exchange in enumerate(exchanges):

@@ -12,6 +12,7 @@ from splitjax.core.algorithm import Algorithm, At, add_metrics
 from splitjax.core.tree import Tree, spec_of
 from splitjax.runtime import frame
 from splitjax.runtime.meter import Meter
+from splitjax.runtime.predictions import Predictions
 from splitjax.runtime.programs import Programs, place_of
 from splitjax.runtime.schema import Schema
 from splitjax.storage.frames import Frames
@@ -67,6 +68,7 @@ class Local:
         self.slot = slot
         self._programs = Programs(algorithm, jit=jit)
         self._specs: dict = {}
+        self._predictions = Predictions()
 
     def keep(self, store: Frames) -> None:
         """From now on the cloud keeps the first message of each named batch.
@@ -136,15 +138,16 @@ class Local:
         """The model's output for an input, through the cut; nothing is learned."""
         programs = self._programs
         at = self._at(run, run.tick, False)
+        mine = self._predictions.at(at)
         batch, live, down = {"x": x}, {}, None
         for number in range(programs.predict_hops()):
             edge = programs.predict_edge(number)
-            _, live, up = edge(run.edge, live, batch, down, at)
+            _, live, up = edge(run.edge, live, batch, down, mine)
             up = self._ship(up, "predict", "up", number, at)
             cloud = programs.predict_cloud(number)
             _, _, _, (down,), _ = cloud(run.shared, (run.slot,), ({},), (up,), (at,))
             down = self._ship(down, "predict", "down", number, at)
-        return programs.predict_last()(run.edge, live, batch, down, at)[1]["out"]
+        return programs.predict_last()(run.edge, live, batch, down, mine)[1]["out"]
 
     def saved(self, run: RunState) -> None:
         """Tells that a state is on disk; here nobody else needs to know."""

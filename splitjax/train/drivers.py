@@ -1,6 +1,7 @@
 """Which driver a run has: both halves in this process, or the edge's with a cloud."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 
 from splitjax.runtime.channel import Channel
@@ -10,6 +11,7 @@ from splitjax.runtime.meter import Meter
 from splitjax.storage.checkpoint import CheckpointError, Checkpoints
 from splitjax.train.experiment import Experiment, Parts
 from splitjax.train.serve import agreed, run_key
+from splitjax.train.spending import own_key
 
 BOTH, EDGE = "both halves", "the edge's half"  # what a checkpoint has of a run
 
@@ -49,6 +51,7 @@ def make_driver(
     parts: Parts,
     meter: Meter,
     cloud: ToCloud | None,
+    folder: pathlib.Path | None = None,
 ) -> Local | Edge:
     """What runs the algorithm: both halves here, or the edge's alone.
 
@@ -58,12 +61,15 @@ def make_driver(
       parts: see `Experiment.parts`; with specs for weights where there is a cloud.
       meter: counts what is sent.
       cloud: where the other half is.
+      folder: of the run, where an edge keeps the key of its noise.
     """
     key, jit = run_key(seed), not experiment.debug
     if cloud is None:
         return Local(parts.algorithm, key, meter=meter, jit=jit)
     if experiment.mode == "unsplit":
         raise ValueError("mode='unsplit' has no halves: leave the cloud away")
+    if folder is not None:
+        key = own_key(parts, key, folder)
     return Edge(
         parts.algorithm,
         key,

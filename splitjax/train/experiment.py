@@ -105,6 +105,9 @@ class Experiment:
         (), f"at the end, what the messages give away: some of {ATTACKS}"
     )
     debug: bool = option(False, "run without jit")
+    privacy_delta: float = option(
+        1e-5, "the chance that the budget of a link with noise does not hold"
+    )
     profile: int = option(0, "trace this many steps with jax.profiler")
 
     # Options that choose where and how a run is watched, not what it computes.
@@ -115,6 +118,7 @@ class Experiment:
         "checkpoint_every",
         "attack",
         "debug",
+        "privacy_delta",
         "profile",
     )
 
@@ -167,6 +171,10 @@ class Experiment:
             raise ValueError(
                 "an attack reads both ends of the links: take mode='split' (what "
                 "crosses is the same)"
+            )
+        if not 0 < self.privacy_delta < 1:
+            raise ValueError(
+                f"privacy_delta={self.privacy_delta}: a chance between 0 and 1"
             )
         if not self.seeds:
             raise ValueError("seeds is empty: give one at least, as (0,)")

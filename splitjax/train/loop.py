@@ -23,6 +23,7 @@ from splitjax.train import attack
 from splitjax.train.drivers import ToCloud, halves_of, make_driver, saved_tick
 from splitjax.train.experiment import Experiment, Parts
 from splitjax.train.report import summarize
+from splitjax.train.spending import spending
 from splitjax.train.trace import Trace
 
 
@@ -67,7 +68,7 @@ def open_run(
     checkpoints = Checkpoints(folder, experiment.identity(seed))
     parts = experiment.parts(seed, weights=cloud is None)
     meter = Meter()
-    driver = make_driver(experiment, seed, parts, meter, cloud)
+    driver = make_driver(experiment, seed, parts, meter, cloud, pathlib.Path(folder))
     first, *_ = next(iter(parts.train.epoch(0, micro=experiment.micro)))
     facts: dict[str, Any] = {"tokens": 0, "seconds": 0.0, "before": {}, "scores": []}
     saved = checkpoints.latest()
@@ -195,6 +196,8 @@ def _train(
     per_epoch = parts.train.steps_per_epoch()
     steps = per_epoch * experiment.epochs
     steps = min(steps, experiment.steps) if experiment.steps else steps
+    if spent := spending(experiment, parts, epochs=-(-steps // per_epoch)):
+        facts["privacy"] = spent
     if run.state.step:
         logging.info("resumed at step %d of %d", run.state.step, steps)
     else:

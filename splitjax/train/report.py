@@ -29,6 +29,7 @@ def summarize(
     `baseline_bytes` is what a cut at a layer boundary would have sent in float32 both
     ways for the same real tokens, padding left out; `ratio` is that over all bytes of
     the training frames and of what edge and cloud say besides, everything counted.
+    `privacy`, where a link has noise: see `splitjax.train.spending`.
     """
     kinds = [meter.totals(kind=kind) for kind in ("train", "control")]
     sent = {name: sum(kind[name] for kind in kinds) for name in kinds[0]}
@@ -55,6 +56,7 @@ def summarize(
         "ratio": round(baseline / total, 2) if total else None,
         "edge_share": round(parts.edge_share, 4),
         "seed": seed,
+        **({"privacy": facts["privacy"]} if "privacy" in facts else {}),
         **({"attacks": facts["attacks"]} if "attacks" in facts else {}),
         **versions(),
     }

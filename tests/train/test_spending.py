@@ -1,0 +1,71 @@
+"""Runs whose links have noise say what they spend, and keep its key to themselves."""
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from splitjax.codecs import feedback, randomize
+from splitjax.privacy import Spent, epsilon_renyi
+from splitjax.train import loop, spending
+from splitjax.train.serve import run_key
+
+BITS = "ragged() + sign() + randomize(2.0) + pack_signs()"
+
+
+def test_a_run_prints_its_budget_and_sums_it_up(options, watch, tmp_path, caplog):
+    """Rank 4, 8 tokens at most: 32 bits in an epoch, which counts when it is begun."""
+    caplog.set_level(logging.INFO)
+    seen = watch(options(forward=BITS, steps=1), tmp_path)
+    [row] = seen.summary["privacy"]
+    assert (row["link"], row["direction"], row["messages"]) == (0, "forward", 1)
+    assert row["releases"] == 32 and row["epsilon_basic"] == 64.0
+    spent = [Spent(randomize(2.0).mechanism, 32)]
+    assert row["epsilon_renyi"] == epsilon_renyi(spent, 1e-5) < 64
+    assert row["delta"] == 1e-5
+    [line] = [r.getMessage() for r in caplog.records if "privacy" in r.getMessage()]
+    assert "epsilon 64 (basic)" in line and "32 x randomized_response(2)" in line
+    sent = [m for kind, way, m in seen.sent if (kind, way) == ("predict", "up")]
+    assert len(sent) > 1
+
+
+def test_scores_have_noise_too_and_never_the_same(options, tmp_path):
+    """Equal noise in two messages would cancel in their difference."""
+    forward = "ragged() + perturb('gauss', scale=10.0, clip=0.1)"
+    run = loop.open_run(options(forward=forward), 0, tmp_path)
+    [batch] = next(iter(run.parts.evals["dev"].epoch(0, shuffle=False)))
+    x = spending.model_inputs(batch)
+    first, second = (np.asarray(run.driver.predict(run.state, x)) for _ in range(2))
+    assert np.abs(first - second).max() > 1e-6
+
+
+def test_a_run_without_noise_says_nothing(options, tmp_path):
+    made = options(forward="ragged() + binary()")
+    assert spending.spending(made, made.parts(0), epochs=1) == []
+
+
+def test_an_edge_keeps_a_key_of_its_own_where_there_is_noise(options, tmp_path):
+    noisy, plain = (options(forward=f).parts(0) for f in (BITS, "ragged()"))
+    folder, key = tmp_path / "run", run_key(0)
+    assert spending.own_key(plain, key, folder) is key and not folder.exists()
+    data = jax.random.key_data(spending.own_key(noisy, key, folder))
+    file = folder / "noise.key"
+    assert file.stat().st_mode & 0o777 == 0o600 and file.stat().st_size == 8
+    again = jax.random.key_data(spending.own_key(noisy, key, folder))
+    np.testing.assert_array_equal(data, again)  # a run that goes on
+    other = jax.random.key_data(spending.own_key(noisy, key, tmp_path / "other"))
+    assert (data != other).any() and (data != jax.random.key_data(key)).any()
+    file.write_bytes(b"short")
+    with pytest.raises(ValueError, match="5 bytes"):
+        spending.own_key(noisy, key, folder)
+
+
+def test_noise_and_a_memory_do_not_mix():
+    with pytest.raises(ValueError, match="later messages"):
+        feedback(randomize(1.0))
+
+
+def test_the_chance_must_be_one(options):
+    with pytest.raises(ValueError, match="privacy_delta"):
+        options(privacy_delta=0.0).validate()
