@@ -13,7 +13,12 @@ from splitjax.train.report import markdown, versions
 
 
 def interleaved(
-    steps: dict[str, Callable[[], Any]], *, rounds: int, warm: int = 2
+    steps: dict[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    warm: int = 2,
+    before: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Times some steps in turn, so that a slow moment of the machine meets all alike.
 
@@ -21,6 +26,9 @@ def interleaved(
       steps: by name; what a call returns is waited for.
       rounds: how often each is timed.
       warm: calls of each before, to compile and to fill caches.
+      before: calls of a step right before each timed one: its data is in the caches.
+      clock: in seconds. `time.process_time` leaves out what other programs took, for a
+        step that one core does alone.
 
     Returns:
       Seconds by name, one for each round.
@@ -36,9 +44,11 @@ def interleaved(
             jax.block_until_ready(step())
     for _ in range(rounds):
         for name, step in steps.items():
-            start = time.perf_counter()
+            for _ in range(before):
+                jax.block_until_ready(step())
+            start = clock()
             jax.block_until_ready(step())
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return times
 
 
@@ -77,9 +87,7 @@ def write(made: Sequence[dict[str, Any]], path: pathlib.Path) -> str:
     cells = [
         (
             row["name"],
-            f"{1e3 * row['value']:.1f} ms"
-            if row["unit"] == "s"
-            else f"{row['value']:.0f} {row['unit']}",
+            _cell(row["value"], row["unit"]),
             row["reference"],
             f"{row['ratio']:.3f}",
             "-" if row["bound"] is None else f"{row['bound']:.2f}",
@@ -87,3 +95,9 @@ def write(made: Sequence[dict[str, Any]], path: pathlib.Path) -> str:
         for row in made
     ]
     return markdown(head, cells)
+
+
+def _cell(value: float, unit: str) -> str:
+    if unit == "s":
+        return f"{1e3 * value:.3g} ms" if value < 0.1 else f"{1e3 * value:.0f} ms"
+    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
