@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from splitjax.codecs.finite import real
+from splitjax.codecs.finite import count, real
 from splitjax.codecs.layout import Layout, first_rows
 from splitjax.codecs.pack import pack_bits, unpack_bits
 from splitjax.core.codec import Codec, chain
@@ -63,10 +63,10 @@ def sign() -> Codec:
     def encode(x, used, ctx, index, constants):
         bad, signs = ~jnp.isfinite(x), ste_sign(x)
         if used is not None:
-            return first_rows(signs, used), jnp.sum(bad, dtype=jnp.int32)
+            return first_rows(signs, used), count(bad)
         valid = real(x.shape, ctx.mask)
         bad = bad if valid is None else bad & valid
-        return signs, jnp.sum(bad, dtype=jnp.int32)
+        return signs, count(bad)
 
     made = counted(encode, lambda node, constants: node, smooth=True, name="sign")
     return dataclasses.replace(made, exact=True)
