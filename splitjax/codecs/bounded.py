@@ -148,10 +148,16 @@ def bounded(
         valid = (bound >= TINY) & (bound <= LARGEST)
         fits = valid & (count <= _capacity(x, outliers)) & (total < raw_bytes)
         raw, coded = ~alike & ~fits, ~alike & fits
-        own = jax.lax.bitcast_convert_type(x.reshape(-1), jnp.uint8).reshape(-1)
         length = jnp.where(coded, packed_bytes, jnp.where(raw, raw_bytes, 0))
-        body = jnp.where(raw, own, jnp.where(coded, body, 0))
+
         # Bytes past the end are zero: the array's own are, in rows that are not used.
+        def own(x, body):
+            return jax.lax.bitcast_convert_type(x.reshape(-1), jnp.uint8).reshape(-1)
+
+        def packed(x, body):
+            return jnp.where(coded, body, 0)
+
+        body = jax.lax.cond(raw, own, packed, x, body)
         step = jnp.where(packed_bytes > 0, step, 0.0)
         value = jax.lax.bitcast_convert_type(first, x.dtype).astype(jnp.float32)
         scale = words_of(jnp.where(alike, value, step[None]))

@@ -55,19 +55,18 @@ def take_out(
     count = jnp.sum(chosen, dtype=jnp.int32)
     used = jnp.where(count <= capacity, count, 0)
 
-    def find(chosen):
-        return jnp.nonzero(chosen, size=capacity, fill_value=0)[0].astype(jnp.int32)
+    def none(flat, chosen):
+        word = WORDS[flat.dtype.itemsize]
+        return jnp.zeros((capacity,), jnp.int32), jnp.zeros((capacity,), word)
 
-    def none(chosen):
-        return jnp.zeros((capacity,), jnp.int32)
+    def find(flat, chosen):
+        places = jnp.nonzero(chosen, size=capacity, fill_value=0)[0].astype(jnp.int32)
+        real = jax.lax.iota(jnp.int32, capacity) < used
+        return places, jnp.where(real, words_of(flat)[places], 0)
 
     # Looking takes as long as all the rest; most arrays have none.
-    places = jax.lax.cond(used > 0, find, none, chosen)
-    real = jax.lax.iota(jnp.int32, capacity) < used
-    if flat.size:
-        words = jnp.where(real, words_of(flat)[places], 0)
-    else:
-        words = jnp.zeros((capacity,), WORDS[flat.dtype.itemsize])
+    find = find if flat.size else none
+    places, words = jax.lax.cond(used > 0, find, none, flat, chosen)
     return Outliers(Sized(places, used), Sized(words, used)), count
 
 

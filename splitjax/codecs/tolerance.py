@@ -74,28 +74,37 @@ def on_grid(
 
     Returns:
       int32 of x's shape, and bool: where number * step, rounded to x's dtype, is
-      further from x than the bound.
+      further from x than the bound. Everywhere, for a bound that is none.
 
     Example:
       >>> numbers, bad = on_grid(jnp.array([1.0, jnp.inf]), jnp.float32(0.5), 0.3)
       >>> numbers.tolist(), bad.tolist()
       ([2, 0], [False, True])
     """
-    wide = x.astype(jnp.float32)
-    good = jnp.abs(wide) <= HUGE  # false for a NaN
-    wide = jnp.where(good, wide, 0.0)
-    place = wide * (1 / step)
-    near = jnp.abs(place) <= MOST
-    place = jnp.round(jnp.where(near, place, 0.0))
-    # What the decoder will have. A cast and its reverse are a pair that XLA may leave
-    # out, but for the barrier.
-    numbers = place.astype(jnp.int32)
-    # The quotient was rounded; what is left over is exact.
-    left = (wide - values_of(numbers, step)) * (1 / step)
-    numbers += jnp.round(jnp.where(near, left, 0.0)).astype(jnp.int32)
-    back = jax.lax.optimization_barrier(values_of(numbers, step).astype(x.dtype))
-    close = jnp.abs(wide - back.astype(jnp.float32)) <= bound
-    return numbers, ~(good & near & close)
+
+    def grid(x):
+        wide = x.astype(jnp.float32)
+        good = jnp.abs(wide) <= HUGE  # false for a NaN
+        wide = jnp.where(good, wide, 0.0)
+        place = wide * (1 / step)
+        near = jnp.abs(place) <= MOST
+        place = jnp.round(jnp.where(near, place, 0.0))
+        # What the decoder will have. A cast and its reverse are a pair that XLA may
+        # leave out, but for the barrier.
+        numbers = place.astype(jnp.int32)
+        # The quotient was rounded; what is left over is exact.
+        left = (wide - values_of(numbers, step)) * (1 / step)
+        numbers += jnp.round(jnp.where(near, left, 0.0)).astype(jnp.int32)
+        back = jax.lax.optimization_barrier(values_of(numbers, step).astype(x.dtype))
+        close = jnp.abs(wide - back.astype(jnp.float32)) <= bound
+        return numbers, ~(good & near & close)
+
+    def none(x):
+        return jnp.zeros(x.shape, jnp.int32), jnp.broadcast_to(~sound, x.shape)
+
+    # A branch, so that XLA does it once, and not again for each use.
+    sound = (bound >= TINY) & (bound <= LARGEST)
+    return jax.lax.cond(sound & jnp.any(x != 0), grid, none, x)
 
 
 def values_of(numbers: jax.Array, step: jax.Array) -> jax.Array:
