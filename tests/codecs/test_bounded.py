@@ -71,8 +71,20 @@ WHOLE = bounded(0.03, predictor="lorenzo1d", block=None)
 MEMBERS = {"absolute": ABSOLUTE, "relative": RELATIVE, "whole": WHOLE}
 
 
-@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
-@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize(
+    "member, dtype",
+    [
+        ("absolute", np.float32),
+        ("absolute", ml_dtypes.bfloat16),
+        ("absolute", np.float16),
+        ("relative", np.float32),
+        ("whole", np.float32),
+        pytest.param("relative", ml_dtypes.bfloat16, marks=pytest.mark.slow),
+        pytest.param("relative", np.float16, marks=pytest.mark.slow),
+        pytest.param("whole", ml_dtypes.bfloat16, marks=pytest.mark.slow),
+        pytest.param("whole", np.float16, marks=pytest.mark.slow),
+    ],
+)
 def test_no_value_is_off_by_more_than_the_bound(member, dtype):
     """To the last bit, in exact arithmetic, and zeros are zeros."""
     for name, x in DATA.items():
@@ -117,10 +129,9 @@ def test_numbers_add_up_exactly():
     """In float32 sums of differences would go wrong above 2^24."""
     x = np.cumsum(RNG.integers(0, 4000, SHAPE), axis=1) * 40.0  # up to 6e6
     x = jnp.asarray(x, jnp.float32)
-    for codec in (bounded(0.5, predictor="lorenzo1d"), bounded(0.5, block=None)):
-        y, _, state = crossing(codec)(x)
-        assert np.abs(np.float64(x) - np.float64(y)).max() <= 0.5
-        assert int(state["raw"]) == 0
+    y, _, state = crossing(bounded(0.5, predictor="lorenzo1d"))(x)
+    assert np.abs(np.float64(x) - np.float64(y)).max() <= 0.5
+    assert int(state["raw"]) == 0
 
 
 def test_what_is_not_finite_arrives_and_is_counted():
@@ -173,6 +184,7 @@ def test_a_smooth_field_and_what_a_predictor_costs_elsewhere():
     assert sent_bytes(RELATIVE, x) > 1.05 * sent_bytes(plain, x)
 
 
+@pytest.mark.slow
 def test_neighbors_are_those_of_the_last_axes():
     """Channels last or first is not the same to a predictor."""
     x = np.broadcast_to(RNG.normal(size=(1, 1, 16)), (24, 10, 16))

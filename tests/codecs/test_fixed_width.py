@@ -79,6 +79,13 @@ def test_narrow_floats(dtype):
     assert off(x.astype(jnp.float32), y.astype(jnp.float32)) <= 0.25
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,)], ids=str)
+def test_small_and_empty_arrays(shape):
+    x = jnp.full(shape, 0.7)
+    y, _, _ = crossing(CODEC)(x)
+    assert y.shape == shape and (np.abs(x - y) <= 0.25).all()
+
+
 def test_a_traced_bound_that_is_none_is_missed():
     run = jax.jit(lambda x, eb: fixed_width(eb, 4).encode(x, CODEC.init(x), Context()))
     for eb in (0.0, -1.0, np.nan):

@@ -94,7 +94,7 @@ def test_linen_layers_and_narrow_dtypes():
         return conv.apply({"params": params}, x)
 
     y, dw, dx = grads(layer, params, x)
-    z, lossy, exact = grads(compress_residuals(layer, fixed_width(0.05, 8)), params, x)
+    z, lossy, exact = grads(compress_residuals(layer, cast("f8_e4m3")), params, x)
     np.testing.assert_array_equal(y, z)
     np.testing.assert_array_equal(dx, exact)
     assert jax.tree.map(lambda a: a.dtype, dw) == jax.tree.map(lambda a: a.dtype, lossy)
@@ -102,7 +102,7 @@ def test_linen_layers_and_narrow_dtypes():
 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_a_batch_of_one_or_none(rows):
-    layer = compress_residuals(dense, lambda eb: fixed_width(eb, 4))
+    layer = compress_residuals(dense, lambda eb: cast("bf16"))
     params = {**PARAMS, BOUND: tap_bound(0.5)}
     _, dw, dx = grads(layer, params, X[:rows])
     assert dx.shape == (rows, 24) and np.isfinite(dw["kernel"]).all()
@@ -110,7 +110,7 @@ def test_a_batch_of_one_or_none(rows):
 
 
 def test_a_gradient_of_zeros_gives_zeros():
-    layer = compress_residuals(dense, quantize(8))
+    layer = compress_residuals(dense, cast("bf16"))
     dw = jax.grad(lambda p: 0 * layer(p, X).sum())(PARAMS)
     assert not any(np.asarray(a).any() for a in jax.tree.leaves(dw))
 
@@ -136,7 +136,7 @@ def test_parameters_may_enter_as_they_like():
         return x @ kernel
 
     _, _, dx = grads(standardized)
-    _, _, exact = grads(compress_residuals(standardized, quantize(8)))
+    _, _, exact = grads(compress_residuals(standardized, cast("bf16")))
     np.testing.assert_allclose(dx, exact, rtol=1e-3, atol=1e-6)
 
 
