@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from splitjax.codecs.binary import Signs, pack, unpack
@@ -22,8 +23,8 @@ def scaled_sign(axis: str = "token") -> Codec:
     Of all multiples of the signs this one is nearest to x, so the error is at most
     `|x|`. It is biased: put `feedback` around it where that shows.
 
-    NaN, infinity and magnitudes above 2^126 count as zeros (which are sent as plus, on
-    the scale of the others), and are counted: see `nonfinite`.
+    NaN and infinity (and magnitudes above 2^126, where a mean is so large) do not enter
+    their scale and are counted: see `nonfinite`. They cross as signs, a NaN as plus.
 
     Args:
       axis: what shares a scale: "token" a row of the last axis, "channel" all that has
@@ -56,23 +57,34 @@ def scaled_sign(axis: str = "token") -> Codec:
 
     def encode(x, used, ctx, index, constants):
         layout = Layout.of(x.shape, sized=used is not None, **how)
-        good, valid = within(x, HUGE), layout.valid(used, ctx.mask)
-        bad = layout.split(~good)
-        size = layout.split(jnp.abs(zero_unless(good, x))).astype(jnp.float32)
-        if valid is None:
-            share = jnp.float32(1 / max(1, size.shape[layout.axis]))
-        else:
-            bad, size = bad & valid, jnp.where(valid, size, 0.0)
-            count = jnp.sum(jnp.broadcast_to(valid, size.shape), layout.axis)
-            share = 1 / jnp.maximum(count, 1).astype(jnp.float32)
-            share = jnp.expand_dims(share, layout.axis)
-        # Each is divided before the sum, which could not hold them otherwise.
-        scale = jnp.sum(size * share, layout.axis, keepdims=True)
-        sent = layout.send(scale.astype(jnp.bfloat16), used)
-        node = Signs(
-            pack(zero_unless(good, x), used, layout), sent, x.shape, x.dtype.name
+        valid = layout.valid(used, ctx.mask)
+
+        def scale_of(x):
+            size = layout.split(jnp.abs(x)).astype(jnp.float32)
+            if valid is None:
+                share = jnp.float32(1 / max(1, size.shape[layout.axis]))
+            else:
+                size = jnp.where(valid, size, 0.0)
+                count = jnp.sum(jnp.broadcast_to(valid, size.shape), layout.axis)
+                share = 1 / jnp.maximum(count, 1).astype(jnp.float32)
+                share = jnp.expand_dims(share, layout.axis)
+            # Each is divided before the sum, which could not hold them otherwise.
+            return jnp.sum(size * share, layout.axis, keepdims=True)
+
+        def repair(x, scale):
+            good = within(x, HUGE)
+            bad = layout.split(~good)
+            bad = bad if valid is None else bad & valid
+            return scale_of(zero_unless(good, x)), jnp.sum(bad, dtype=jnp.int32)
+
+        # A bad value shows in its scale. To count them takes as long as all the rest.
+        scale = scale_of(x)
+        clean = jnp.all(within(scale, HUGE))
+        scale, bad = jax.lax.cond(
+            clean, lambda x, scale: (scale, jnp.int32(0)), repair, x, scale
         )
-        return node, jnp.sum(bad, dtype=jnp.int32)
+        sent = layout.send(scale.astype(jnp.bfloat16), used)
+        return Signs(pack(x, used, layout), sent, x.shape, x.dtype.name), bad
 
     def decode(node, constants):
         sized = is_sized(node.bits)
