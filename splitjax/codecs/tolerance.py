@@ -103,6 +103,7 @@ def on_grid(
         return jnp.zeros(x.shape, jnp.int32), jnp.broadcast_to(~sound, x.shape)
 
     # A branch, so that XLA does it once, and not again for each use.
+    bound = jnp.asarray(bound, jnp.float32)
     sound = (bound >= TINY) & (bound <= LARGEST)
     return jax.lax.cond(sound & jnp.any(x != 0), grid, none, x)
 
