@@ -1,4 +1,23 @@
-"""Privacy: what leaks over a link, how an attacker uses it, what lowers it."""
+"""Privacy: what leaks over a link, how an attacker uses it, what lowers it.
+
+What is protected, and what not:
+
+* Cutting a model hides nothing by itself. Whoever knows some pairs of inputs and
+  messages inverts the rest (`ridge_inversion`, `decoder_inversion`); a cloud that has
+  given the edge its weights can make such pairs at will.
+* Fewer bits hide little: 4 bits almost nothing, signs 5 to 10 % of the variance.
+* `leak_loss` lowers a measure of dependence, and stops neither an inversion nor a
+  hijack. No bound follows from it.
+* Flipped or noisy messages (`codecs.randomize`, `codecs.perturb`) are the only ones
+  with a bound, and it is one for each value: `accountant` says what an example costs.
+  512 signs at epsilon 2 cost 1,024 each time, far above what is called private.
+* A malicious cloud (`fsha`) makes the edge's half an encoder that it can decode. One
+  that knows the defense sees through binary and noisy codes better than one that does
+  not: a claim of resistance must be held against the first. `scrutinizer` tells an edge
+  that its gradients are not of the task; a cloud that does both things may pass it.
+* Labels leak through gradients to whoever receives them (`label_leakage`), in a U shape
+  too: the gradient of the logits names the label.
+"""
 
 from splitjax.privacy.accountant import Spent as Spent
 from splitjax.privacy.accountant import epsilon_basic as epsilon_basic

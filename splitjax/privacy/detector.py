@@ -82,10 +82,14 @@ def scrutinizer(
 ) -> Scrutinizer:
     """Watches the gap of gradients between labels, and their size, over a run.
 
-    The edge must know the labels, and labels must be classes. A server that sends zeros
-    has no gap either and is flagged: it teaches nothing. A server that trains the task
-    and hijacks a little beside it keeps some of the gap: this detector does not promise
-    to see it.
+    The edge must know the labels, and labels must be classes. Measured on digits (see
+    configs/fsha_digits.py), the mean gap of an honest server is .9 after 50 batches and
+    .6 to .7 after 3,000; that of a hijack .05 or less, and up to .3 at its end, when
+    what it sends depends on what it sees. So the first verdicts are the ones to act on.
+
+    A server that sends zeros has no gap either and is flagged: it teaches nothing. One
+    that trains the task and hijacks a little beside it, or later, keeps some of the
+    gap: this detector does not promise to see it.
 
     Args:
       threshold: a mean gap below it is a hijack.

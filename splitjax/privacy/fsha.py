@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from splitjax.core.codec import Codec, Context, split_smooth
 from splitjax.core.keys import fold
 from splitjax.core.stage import Stage, output_spec
 from splitjax.core.tree import Tree, spec_of
@@ -171,6 +172,39 @@ def fsha(
         return run("decoder", state["params"], z.astype(jnp.float32))
 
     return Hijacker(init, step, reconstruct)
+
+
+def imitation(codec: Codec, code: Tree) -> Imitate:
+    """What a codec does to a code, for an attacker that trains its pilot behind it.
+
+    The smooth codecs are run with their own gradients; through the rough ones it passes
+    straight.
+
+    Args:
+      codec: of the link's forward direction.
+      code: the spec of one batch.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from splitjax.core.codec import chain
+      >>> code = jnp.ones(2)
+      >>> imitation(chain(), code)(jax.random.key(0), code).tolist()
+      [1.0, 1.0]
+    """
+    smooth, rough = split_smooth(codec)
+    spec = spec_of(code)
+
+    def imitate(key, code):
+        ctx = Context(key)
+        constants = smooth.init(spec)
+        m, _ = smooth.encode(code, constants, ctx)
+        own = rough.init(spec_of(m))
+        message, _ = rough.encode(jax.lax.stop_gradient(m), own, ctx)
+        arrived, _ = rough.decode(message, own)
+        m = jax.tree.map(lambda a, b: a + jax.lax.stop_gradient(b - a), m, arrived)
+        return smooth.decode(m, constants)[0]
+
+    return imitate
 
 
 @jax.custom_jvp

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from splitjax.core.cut import Cut
-from splitjax.core.stage import with_loss
+from splitjax.core.stage import join, with_loss
 from splitjax.core.tree import Tree
 from splitjax.privacy.distance_correlation import distance_correlation
 from splitjax.privacy.rows import aligned
@@ -16,7 +16,7 @@ Metric = Callable[..., jax.Array]
 
 
 def leak_loss(
-    alpha: float, *, metric: Metric = distance_correlation
+    alpha: float, *, metric: Metric = distance_correlation, most: int = 512
 ) -> Callable[[Tree, Tree], jax.Array]:
     """A loss of the edge's own: `alpha * metric(input, output)` of its last stage.
 
@@ -29,6 +29,7 @@ def leak_loss(
     Args:
       alpha: the weight, not negative.
       metric: `(x, z, mask=) -> scalar` on rows.
+      most: rows that are compared: of more, as tokens are, every second, third, ...
 
     Raises:
       ValueError: for a negative or non-finite alpha; on use for a batch of one row.
@@ -53,18 +54,27 @@ def leak_loss(
         raise ValueError(f"leak_loss(alpha={alpha}): the weight is 0 or more, finite")
 
     def loss(x, y):
-        rows, mask = aligned(x, y)
-        return jnp.float32(alpha) * metric(*rows, mask=mask)
+        (x, z), mask = aligned(x, y)
+        step = -(-len(x) // most)
+        mask = mask if mask is None else mask[::step]
+        return jnp.float32(alpha) * metric(x[::step], z[::step], mask=mask)
 
     return loss
 
 
-def guarded(made: Cut, loss: Callable[[Tree, Tree], jax.Array]) -> Cut:
+def guarded(
+    made: Cut, loss: Callable[[Tree, Tree], jax.Array], *, behind: str = ""
+) -> Cut:
     """Adds a local loss to the first segment of a cut: of its input and its output.
 
     Args:
       made: the cut.
       loss: `(x, y) -> scalar`, such as `leak_loss`.
+      behind: a stage of the segment whose output is taken as the input: of texts, whose
+        ids are no quantities, the embedding.
+
+    Raises:
+      ValueError: when `behind` is the segment's last stage, or is not in it.
 
     Example:
       >>> import jax.numpy as jnp
@@ -81,7 +91,31 @@ def guarded(made: Cut, loss: Callable[[Tree, Tree], jax.Array]) -> Cut:
       2.0
     """
     first, *others = made.segments
-    first = dataclasses.replace(first, apply=with_loss(first, loss).apply)
+    names = [stage.name for stage in first.stages]
+    start = 0
+    if behind:
+        if behind not in names[:-1]:
+            raise ValueError(
+                f"no stage lies between {behind!r} and the cut, so the edge has "
+                f"nothing to hide it with: its stages are {', '.join(names)}"
+            )
+        start = names.index(behind) + 1
+    head, tail = (join(part) for part in (first.stages[:start], first.stages[start:]))
+    tail = with_loss(tail, loss)
+
+    def apply(params, state, x, **kwargs):
+        new_state, aux = {}, {}
+        for part, mine in ((head, names[:start]), (tail, names[start:])):
+            own = ({name: tree[name] for name in mine} for tree in (params, state))
+            x, changed, more = part.apply(*own, x, **kwargs)
+            new_state |= changed
+            loss = more.pop("loss", None)
+            aux |= more
+            if loss is not None:
+                aux["loss"] = aux.get("loss", 0.0) + loss
+        return x, new_state, aux
+
+    first = dataclasses.replace(first, apply=apply)
     return dataclasses.replace(made, segments=(first, *others))
 
 

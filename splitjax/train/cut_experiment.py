@@ -14,6 +14,7 @@ from splitjax.core.split import Split
 from splitjax.core.stage import Stage
 from splitjax.core.tree import Tree
 from splitjax.metrics.flops import edge_share
+from splitjax.privacy import guarded, leak_loss
 from splitjax.train.codec_text import codec_of
 from splitjax.train.experiment import Experiment, Parts, check, option
 from splitjax.train.task import SCORES, Task
@@ -35,12 +36,16 @@ class CutExperiment(Experiment):
     send_once: bool = option(
         False, "with a frozen edge: the cloud keeps what the first epoch sent it"
     )
+    leak: float = option(
+        0.0, "weight of the edge's own loss: how much its messages depend on its data"
+    )
     forward: str = option("", "codecs of activations, as 'c3(4) + quantize(8)'")
     backward: str = option("", "codecs of gradients, likewise")
 
     OF_THE_CUT: ClassVar[tuple[str, ...]] = (
         *Experiment.OF_THE_CUT,
         *("after", "label_side", "frozen_edge", "forward", "backward"),
+        "leak",
     )
 
     def validate(self) -> None:
@@ -55,6 +60,13 @@ class CutExperiment(Experiment):
                 "send_once=True needs frozen_edge=True: an edge that learns has "
                 "something new to send in every epoch"
             )
+        if self.leak:
+            leak_loss(self.leak)
+            if self.frozen_edge:
+                raise ValueError(
+                    f"leak={self.leak} is a loss for the edge to learn from, and "
+                    "frozen_edge=True keeps it from learning"
+                )
         for text in filter(None, (self.forward, self.backward)):
             codec_of(text)
 
@@ -78,6 +90,8 @@ class CutExperiment(Experiment):
             if len(places) % 2 and self.label_side == "edge":
                 places += (stages[-1].name,)
         made = cut(stages, after=places)
+        if self.leak and places:
+            made = guarded(made, leak_loss(self.leak), behind=stages[0].name)
         links = [self.link() for _ in places]
         if places and places[-1] == stages[-1].name:
             # Logits and their gradients are few: they cross whole.

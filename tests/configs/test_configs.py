@@ -7,6 +7,7 @@ from splitjax.data.benchmarks import BENCHMARKS, GLUE
 from splitjax.data.images import IMAGES
 from splitjax.train import flags
 from splitjax.train.experiment import Experiment
+from splitjax.train.hijack_options import Hijack
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
@@ -19,9 +20,9 @@ def test_there_are_configs():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_makes_sense(name):
     experiment = flags.load(str(ROOT / "configs" / name))
-    assert isinstance(experiment, Experiment)
+    assert isinstance(experiment, Experiment | Hijack)
     experiment.validate()
-    assert experiment.task in {*BENCHMARKS, *GLUE, *IMAGES}
+    assert experiment.task in {*BENCHMARKS, *GLUE, *IMAGES, "digits"}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -129,3 +129,32 @@ def test_rows_are_examples_or_tokens():
     (x, y), mask = aligned(jnp.zeros((2, 3, 2)), h)
     assert (x.shape, y.shape, mask.shape) == ((6, 2), (6, 4), (6,))
     assert matrix(np.ones((2, 4, 4, 1), np.uint8), 1).shape == (2, 16)
+
+
+def test_behind_a_stage_its_output_is_what_must_not_leak(key):
+    made = cut(mlp([8, 5, 3]), after="dense_1")
+    seen = []
+    whole = guarded(made, lambda x, y: seen.append((x, y)) or x.sum(), behind="dense_0")
+    params, state = made.model.init(key, X)
+    parts = made.partition(params)[0], made.partition(state)[0]
+    y, new, aux = whole.segments[0].apply(*parts, X, key=None, train=True)
+    [(x, z)] = seen
+    assert x.shape == (16, 8) and z is y and set(new) == {"dense_0", "dense_1"}
+    assert aux["loss"] == x.sum()
+    plain = made.segments[0].apply(*parts, X, key=None, train=True)[0]
+    np.testing.assert_array_equal(y, plain)
+    for stage in ("dense_1", "head", "nothing"):
+        with pytest.raises(ValueError, match=f"between '{stage}' and the cut"):
+            guarded(made, leak_loss(1.0), behind=stage)
+
+
+def test_of_many_rows_some_are_compared():
+    counts = []
+
+    def metric(x, z, mask):
+        counts.append((len(x), len(z), len(mask)))
+        return x.sum()
+
+    h = {"h": jnp.ones((30, 10, 2)), "mask": jnp.ones((30, 10), bool)}
+    leak_loss(1.0, metric=metric, most=100)(h, h)
+    assert counts == [(100, 100, 100)]

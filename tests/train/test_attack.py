@@ -10,7 +10,9 @@ import pytest
 
 from splitjax.data.synthetic import toy
 from splitjax.runtime.local import Local
+from splitjax.storage import log
 from splitjax.train import attack, loop, report
+from splitjax.train.classify import Classify
 
 ALL = ("inversion", "decoder", "label", "dcor")
 WIDE = dict(after=("embed",), attack=ALL)
@@ -97,6 +99,43 @@ def test_the_attacker_is_judged_on_texts_that_it_does_not_have(ran, options, tas
     own, others = (set(heard.example[mask]) for mask in (heard.known, ~heard.known))
     assert not own & others and len(own | others) == 160
     assert 70 < len(own) < 90
+
+
+def test_pictures_behind_a_cut(tmp_path):
+    """And the leak loss, an option of every cut, is paid: it is part of the loss."""
+    base = Classify(
+        task="digits",
+        after=("block1/pool",),
+        limit=64,
+        eval_limit=200,
+        batch_size=32,
+        steps=2,
+        pad=0,
+        flip=False,
+        attack=("inversion", "dcor", "label"),
+    )
+    losses = []
+    for leak in (0.0, 5.0):
+        one = dataclasses.replace(base, leak=leak)
+        summary = loop.train(one, 0, tmp_path / str(leak), progress=False)
+        losses.append(log.read(tmp_path / str(leak))[0]["loss"])
+    found = report.leaks_of(summary)
+    assert found["inversion_variance_left"] < 0.2 and found["inversion_ssim"] > 0.8
+    assert 0.5 < found["dcor"] <= 1 and found["sign_entropy"] > 0.1
+    assert found["label_direction_auc"] > 0.6 and found["label_chance"] < 0.2
+    assert 2.5 < losses[1] - losses[0] <= 5
+
+
+def test_a_leak_loss_without_something_to_learn_is_refused():
+    how = dict(task="digits", after=("block1",))
+    for more, words in (
+        (dict(leak=1.0, frozen_edge=True), "keeps it from learning"),
+        (dict(leak=-1.0), "0 or more"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Classify(**how, **more).validate()
+    with pytest.raises(ValueError, match="nothing to hide it with"):
+        Classify(task="digits", after=("pixels",), leak=1.0).parts(0)
 
 
 class Scored:
