@@ -35,8 +35,9 @@ def spending(
       epochs: passes over the training data, a part of one counting whole.
 
     Returns:
-      For each such link and direction the fields of `Budget` and how often an example
-      is sent, as JSON types; none where nothing has noise.
+      For each such link and direction the fields of `Budget`, how often an example is
+      sent and what else of it goes up without noise (integers of the message left
+      aside), as JSON types; nothing where no link has noise.
     """
     noisy = list(_noisy(parts.split))
     if not noisy:
@@ -55,10 +56,12 @@ def spending(
         )
         if spent is None:
             continue
+        beside = list(_beside(experiment, parts.split))
         where = f"link {link}, {direction}, {messages} messages of each example"
         logging.info("privacy spent at %s: %s", where, spent)
+        logging.info("going up without noise: %s", ", ".join(beside) or "nothing")
         row = {"link": link, "direction": direction, "messages": messages}
-        found.append({**row, **dataclasses.asdict(spent)})
+        found.append({**row, **dataclasses.asdict(spent), "without_noise": beside})
     return found
 
 
@@ -96,6 +99,14 @@ def _noisy(split: Split):
             codec = getattr(link, direction)
             if owner == "edge" and is_noisy(codec):
                 yield number, direction, codec
+
+
+def _beside(experiment: Experiment, split: Split):
+    """What an edge tells the cloud besides the messages of its codecs."""
+    if split.cut.owners[-1] == "cloud":
+        yield "labels"
+    if experiment.exact_norm and experiment.clip and not split.frozen:
+        yield "norm of the edge's gradient"
 
 
 def _widest(parts: Parts, micro: int) -> dict:

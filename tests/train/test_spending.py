@@ -8,8 +8,13 @@ import pytest
 
 from splitjax.codecs import feedback, randomize
 from splitjax.privacy import Spent, epsilon_renyi
+from splitjax.runtime.certificates import make_certificates
+from splitjax.runtime.cloud import Cloud
+from splitjax.runtime.edge import Edge
 from splitjax.train import loop, spending
-from splitjax.train.serve import run_key
+from splitjax.train.drivers import ToCloud
+from splitjax.train.processes import Door
+from splitjax.train.serve import build, run_key
 
 BITS = "ragged() + sign() + randomize(2.0) + pack_signs()"
 
@@ -24,6 +29,7 @@ def test_a_run_prints_its_budget_and_sums_it_up(options, watch, tmp_path, caplog
     spent = [Spent(randomize(2.0).mechanism, 32)]
     assert row["epsilon_renyi"] == epsilon_renyi(spent, 1e-5) < 64
     assert row["delta"] == 1e-5
+    assert row["without_noise"] == ["labels", "norm of the edge's gradient"]
     [line] = [r.getMessage() for r in caplog.records if "privacy" in r.getMessage()]
     assert "epsilon 64 (basic)" in line and "32 x randomized_response(2)" in line
     sent = [m for kind, way, m in seen.sent if (kind, way) == ("predict", "up")]
@@ -69,3 +75,29 @@ def test_noise_and_a_memory_do_not_mix():
 def test_the_chance_must_be_one(options):
     with pytest.raises(ValueError, match="privacy_delta"):
         options(privacy_delta=0.0).validate()
+
+
+@pytest.mark.slow
+def test_a_cloud_with_the_seed_cannot_make_the_noise(options, tmp_path, monkeypatch):
+    """Over gRPC: both halves learn, and two edges of one seed flip unlike bits."""
+    keys = make_certificates(tmp_path / "keys")
+    experiment = options(forward=BITS, steps=1)
+    sent, post = [], Edge._post
+
+    def spied(edge, exchange, tree, kind, *args):
+        if kind == "train" and "m" in tree:
+            sent.append(jax.device_get(tree["m"]))
+        return post(edge, exchange, tree, kind, *args)
+
+    monkeypatch.setattr(Edge, "_post", spied)
+    for name in ("one", "two"):
+        cloud = Cloud(build(experiment), tmp_path / f"cloud_{name}")
+        with Door("127.0.0.1:0", str(keys / "cloud")).open(cloud) as server:
+            there = ToCloud(Door(f"127.0.0.1:{server.port}", str(keys / "edge_0")).dial)
+            folder = tmp_path / name
+            done = loop.train(experiment, 0, folder, cloud=there, progress=False)
+        assert done["privacy"][0]["releases"] == 32
+        assert (folder / "noise.key").exists()
+    one, two = (jax.tree.leaves(message) for message in sent)
+    assert all(a.shape == b.shape for a, b in zip(one, two, strict=True))
+    assert any((a != b).any() for a, b in zip(one, two, strict=True))
