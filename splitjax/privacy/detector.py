@@ -75,17 +75,17 @@ def gradient_gap(g: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 def scrutinizer(
-    threshold: float = 0.1,
+    threshold: float = 0.4,
     *,
     window: int = 20,
     largest_growth: float = 100.0,
 ) -> Scrutinizer:
     """Watches the gap of gradients between labels, and their size, over a run.
 
-    The edge must know the labels, and labels must be classes. Measured on digits (see
-    configs/fsha_digits.py), the mean gap of an honest server is .9 after 50 batches and
-    .6 to .7 after 3,000; that of a hijack .05 or less, and up to .3 at its end, when
-    what it sends depends on what it sees. So the first verdicts are the ones to act on.
+    The edge must know the labels, and labels must be classes. Measured on digits and on
+    Fashion-MNIST (configs/fsha_*.py, 3,000 batches), the mean gap of 7 honest runs was
+    .62 at least; that of 39 hijacks .16 at most after 50 batches, and .33 at most at
+    their end, when what is sent depends on what is seen. Other tasks were not measured.
 
     A server that sends zeros has no gap either and is flagged: it teaches nothing. One
     that trains the task and hijacks a little beside it, or later, keeps some of the

@@ -88,8 +88,6 @@ def build(experiment: Experiment) -> Build:
             shared=shared,
             slot=slot,
             check=check,
-            examples=parts.examples,
-            mapped=getattr(experiment, "map_rows", False),
         )
 
     return plan

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from splitjax.algorithms.split import split_learning
-from splitjax.codecs import delta, quantize
+from splitjax.codecs import quantize
 from splitjax.core.codec import Link, chain
 from splitjax.core.cut import cut
 from splitjax.core.split import Split
@@ -30,10 +30,7 @@ from tests.doubles import memory
 IDENTITY = Link(chain(), chain())
 ROUGH = Link(chain(quantize(8)), chain(quantize(8, rounding="stochastic")))
 STATEFUL = Link(memory(), memory())
-REMEMBER = Link(
-    delta(quantize(2, axis="channel", power_of_two=True), check=1), quantize(4)
-)
-ROWS, EXAMPLES = 8, 40
+ROWS = 8
 
 
 def loss(y, target):
@@ -41,7 +38,7 @@ def loss(y, target):
 
 
 def batches(count: int, *, micro: int = 1) -> list[list[dict]]:
-    """Steps of micro-batches; the last of three is short. Examples come again."""
+    """Steps of micro-batches; the last of three is short."""
     steps = []
     for number in range(count):
         step = []
@@ -50,9 +47,7 @@ def batches(count: int, *, micro: int = 1) -> list[list[dict]]:
             x = random.normal(size=(ROWS, 6)).astype(np.float32)
             valid = ROWS - (part % 3 == 2)
             target = {"y": np.sin(x).sum(-1), "n_valid": np.int32(valid)}
-            ids = (5 * number + np.arange(ROWS)) % 10 + 10 * part
-            ids = np.where(np.arange(ROWS) < valid, ids, -1).astype(np.int32)
-            step.append({"x": x, "target": target, "ids": ids})
+            step.append({"x": x, "target": target})
         total = sum(int(b["target"]["n_valid"]) for b in step)
         for b in step:
             b["weight"] = np.float32(b["target"]["n_valid"] / total)
@@ -99,14 +94,11 @@ class Model:
             shared,
             slot,
             check,
-            EXAMPLES,
         )
 
     def local(self, **kwargs) -> Local:
         """The driver of one process."""
-        return Local(
-            self.algorithm, self.key, slot=self.slot, examples=EXAMPLES, **kwargs
-        )
+        return Local(self.algorithm, self.key, slot=self.slot, **kwargs)
 
     def edge(self, dial, **kwargs) -> Edge:
         """The driver of an edge."""
@@ -122,7 +114,6 @@ class Model:
                 "owners": self.owners,
                 "deadline_seconds": 20.0,
                 "patience_seconds": 20.0,
-                "examples": EXAMPLES,
                 **kwargs,
             },
         )
@@ -202,22 +193,6 @@ def run_all(driver, start, steps, **kwargs):
     return run, losses
 
 
-def rows_of(memories) -> dict:
-    """All that is remembered, by link and example."""
-    return {
-        (name, number, example): (rows[example].data.tobytes(), *rows[example][1:])
-        for name, stores in memories._rows.items()
-        for number, rows in enumerate(stores)
-        for example in rows
-    }
-
-
 def same(a, b) -> None:
     """All leaves are equal to the bit."""
     jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def remembered(edge, both) -> list[dict]:
-    """The rows of an edge and of its cloud."""
-    lane = both.cloud._places[edge.slot].slot.lane
-    return [rows_of(edge.memories), rows_of(lane.memories)]
