@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from splitjax.core.algorithm import Hop
 from splitjax.core.codec import Context
+from splitjax.core.memory import ids_of
 from splitjax.core.message import gradient_of
 from splitjax.core.split import BACKWARD, FORWARD, Split
 
@@ -34,6 +35,9 @@ class Party:
             live = dict(live)
             batch = {**batch, **(message or {})}
             live.setdefault("weight", batch.get("weight"))
+            found = ids_of(batch["m"]) if index else batch.get("ids")
+            if found is not None:
+                live["ids"] = found  # whose rows these are, for the codecs
             out = self._forward(index, mine, live, batch, at, train, changes, metrics)
             if visit < turn or not train:
                 return changes, live, out, metrics
@@ -79,7 +83,7 @@ class Party:
         if index == len(self.split) - 1:
             return {"out": made.out}
         name = f"link/{index}/{FORWARD}"
-        ctx = Context(at.tick_key(), None, train, at.tick)
+        ctx = Context(at.tick_key(), None, train, at.tick, live.get("ids"))
         message, changes[name] = self.split.outlet(
             index, FORWARD, made.out, mine[name], ctx
         )
@@ -94,7 +98,7 @@ class Party:
         if index <= self.split.frozen:
             return None
         name = f"link/{index - 1}/{BACKWARD}"
-        ctx = Context(at.tick_key(), None, True, at.tick)
+        ctx = Context(at.tick_key(), None, True, at.tick, live.get("ids"))
         g = gradient_of(gradient, live[f"arrived/{index}"])
         message, changes[name] = self.split.outlet(
             index - 1, BACKWARD, g, mine[name], ctx

@@ -1,5 +1,6 @@
 """Split learning with any number of cuts: plain, U-shaped, and un-split."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import optax
 
 from splitjax.algorithms.party import Party, lanes, predict
 from splitjax.core.algorithm import Algorithm, Hop, add_metrics
+from splitjax.core.memory import blank, fill, memories
 from splitjax.core.split import BACKWARD, FORWARD, Split
 from splitjax.optim.clip import square_norm
 
@@ -115,16 +117,37 @@ def split_learning(
                 tx = FORWARD if expected[number] == owner else BACKWARD
                 for direction in (FORWARD, BACKWARD):
                     end = "tx" if direction == tx else "rx"
-                    entry[f"link/{number}/{direction}"] = ends[direction][end]
+                    entry[f"link/{number}/{direction}"] = blank(ends[direction][end])
             made[owner] = entry if mine else {}
         return made["edge"], (), made["cloud"]
 
+    def remember(edge, shared, slot, x):
+        del shared
+        links = split.init_links(*segments(edge, slot), x)
+
+        def filled(held, owner):
+            new = dict(held)
+            for number, direction in itertools.product(
+                range(len(links)), (FORWARD, BACKWARD)
+            ):
+                sends = (direction == FORWARD) == (expected[number] == owner)
+                one = links[number][direction]["tx" if sends else "rx"]
+                name = f"link/{number}/{direction}"
+                new[name] = fill(held[name], memories(one))
+            return new
+
+        return filled(edge, "edge"), filled(slot, "cloud") if slot else slot
+
+    def segments(edge, slot):
+        """Parameters and state of all segments, in order."""
+        owner = {"edge": edge, "cloud": slot}
+        mine = [owner[expected[i]] for i in range(count)]
+        params = tuple(held["params"][str(i)] for i, held in enumerate(mine))
+        return params, tuple(held[f"state/{i}"] for i, held in enumerate(mine))
+
     def merge(edge, shared, slot):
         del shared
-        both = {**edge.get("params", {}), **slot.get("params", {})}
-        owner = {"edge": edge, "cloud": slot}
-        state = [owner[expected[i]][f"state/{i}"] for i in range(count)]
-        params = [both[str(i)] for i in range(count)]
+        params, state = segments(edge, slot)
         return split.cut.merge(params), split.cut.merge(state)
 
     def run(owner, visit, mine, live, batch, message, at):
@@ -201,4 +224,5 @@ def split_learning(
         merge=merge,
         once=split.frozen > 0,
         renewed=("acc",) if micro > 1 else (),
+        remember=remember,
     )

@@ -74,6 +74,10 @@ class Algorithm:
         has kept it need not be sent it again.
       renewed: entries that a party's last function of every tick gives anew, so that
         their old arrays may be used for the new ones.
+      remember: `(edge, shared, slot, x) -> (edge, slot)`: the same with every `Memory`
+        that `init` gave blank as it is for a batch with the input x; for specs alone.
+        The driver keeps what they hold, and gives a batch its "ids". None: there are
+        no memories.
 
     Example: see `splitjax.algorithms.split`.
     """
@@ -85,6 +89,7 @@ class Algorithm:
     merge: Callable[..., tuple[Tree, Tree]] | None = None
     once: bool = False
     renewed: tuple[str, ...] = ()
+    remember: Callable[..., tuple[dict, dict]] | None = None
 
 
 def add_metrics(first: dict, second: dict) -> dict:

@@ -218,6 +218,26 @@ def repeat(block: Stage, count: int, *, first: int = 0) -> Repeat:
     )
 
 
+def still(stage: Stage) -> Stage:
+    """A stage as in evaluation: no dropout, no statistics of a batch; it learns still.
+
+    Before a codec that remembers examples: else each visit brings noise that is new,
+    and what is remembered never settles.
+
+    Example:
+      >>> noisy = Stage("noisy", init=lambda key, spec: ({}, {}),
+      ...     apply=lambda p, s, x, *, key, train: (x + train, s, {}))
+      >>> still(noisy).apply({}, {}, 3.0, key=None, train=True)[0]
+      3.0
+    """
+
+    def apply(params, state, x, *, key, train, **kwargs):
+        del key, train
+        return stage.apply(params, state, x, key=None, train=False, **kwargs)
+
+    return dataclasses.replace(stage, apply=apply)
+
+
 def with_loss(stage: Stage, loss: Callable[[Tree, Tree], jax.Array]) -> Stage:
     """Adds a local loss to a stage: a leak loss, a load balance, a helper head's.
 

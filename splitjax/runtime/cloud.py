@@ -19,6 +19,7 @@ from splitjax.runtime.slot import Slot
 from splitjax.storage.checkpoint import CheckpointError
 from splitjax.storage.journal import JournalError
 from splitjax.storage.lock import InUse
+from splitjax.storage.row_file import RowError
 
 
 class Plan(NamedTuple):
@@ -147,7 +148,7 @@ class Cloud:
         except InUse:
             text = f"slot {number} is served by another cloud until its lease is over"
             self._refuse(number, channel, Refused("busy", text))
-        except (CheckpointError, JournalError) as error:
+        except (CheckpointError, JournalError, RowError) as error:
             self._refuse(number, channel, Refused("storage", str(error)))
         except Exception:
             # The edge learns no more than that: the text may be about others.

@@ -9,7 +9,7 @@ from splitjax.core.tree import nearest
 from splitjax.runtime.schema import FrameError
 
 MAGIC = b"spJC"
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_BYTES = 2**20
 MAX_DEPTH = 16
 PLAIN = (type(None), bool, int, float, str, bytes, list, dict)
@@ -35,7 +35,7 @@ FIELDS: dict[str, dict[str, type]] = {
     "bye": {},
     # Cloud to edge.
     "welcome": {"run": int, "tick": int, "version": str},
-    "ack": {"tick": int, "metrics": dict},
+    "ack": {"tick": int, "metrics": dict, "lost": list},  # examples to send whole
     "saved": {"tick": int},
     "refused": {"code": str, "text": str},
 }
@@ -62,8 +62,8 @@ class Refused(RuntimeError):
 
     Attributes:
       code: "version", "config", "facts", "slot", "run", "stale", "busy", "digest",
-        "order", "replay", "full", "storage", "closing", "failed", or the name of a
-        `FrameError`.
+        "order", "ids", "replay", "full", "storage", "closing", "failed", or the name
+        of a `FrameError`.
     """
 
     def __init__(self, code: str, text: str):
@@ -184,3 +184,6 @@ def _check(kind: str, fields: Any) -> None:
     for name, value in fields.get("metrics", {}).items():
         if type(name) is not str or type(value) is not float:
             raise BadControl(f"metrics are floats by name; got {name!r:.40}")
+    for number in fields.get("lost", ()):
+        if type(number) is not int or not 0 <= number < 2**31:
+            raise BadControl(f"lost examples are ids; got {number!r:.40}")

@@ -1,5 +1,6 @@
 """The driver for an edge: its own half here, the cloud's over a channel."""
 
+import pathlib
 import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -9,10 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from splitjax.core.algorithm import Algorithm, At, add_metrics
+from splitjax.core.memory import memories
 from splitjax.core.tree import Tree, spec_of
 from splitjax.runtime import control, frame
 from splitjax.runtime.channel import Channel
 from splitjax.runtime.local import RunState
+from splitjax.runtime.memories import Memories, without_ids
 from splitjax.runtime.meter import Meter
 from splitjax.runtime.outbox import Outbox
 from splitjax.runtime.predictions import Predictions
@@ -42,6 +45,7 @@ class Edge:
       deadline_seconds: silence after which a connection is taken for dead.
       patience_seconds: how long to dial again before giving up.
       jit: False runs operation by operation, for debugging.
+      examples: see `Local`, as `folder` and `mapped`.
 
     Example: see `experiments/edge.py`.
     """
@@ -61,7 +65,13 @@ class Edge:
         deadline_seconds: float = 120.0,
         patience_seconds: float = 300.0,
         jit: bool = True,
+        examples: int | None = None,
+        folder: str | pathlib.Path | None = None,
+        mapped: bool = False,
     ):
+        self.memories = Memories({})
+        rows = folder and pathlib.Path(folder, "rows")
+        self._store = {"examples": examples, "mapped": mapped, "folder": rows}
         self.algorithm, self.key, self.slot = algorithm, key, slot
         self.kept: Frames | None = None
         self._micro, self._owners = micro, owners
@@ -98,8 +108,11 @@ class Edge:
         Raises:
           ValueError: where a first message depends on more than its batch.
         """
-        if not self.algorithm.once:
-            raise ValueError("messages can be kept where the first segment is frozen")
+        if not self.algorithm.once or self.memories:
+            raise ValueError(
+                "messages can be kept where the first segment is frozen, and no codec "
+                "remembers examples"
+            )
         self.kept = store
 
     def start(
@@ -123,6 +136,8 @@ class Edge:
         params, state, x = spec_of(params), spec_of(state), spec_of(x)
         edge, shared, slot = jax.eval_shape(self.algorithm.init, params, state, x)
         self._specs = edge, shared, slot
+        self.memories = Memories(edge, **self._store)
+        self.memories.restore(tick or 0)
         batch = Schema.of({"x": x}).to_bytes()
         self._outbox.open(batch, tick=tick or 0, fresh=tick is None)
         if tick is not None:
@@ -157,6 +172,7 @@ class Edge:
         while ticks or waiting:
             while ticks and len(waiting) < max(1, in_flight):
                 number, batch = ticks.popleft()
+                batch = batch if memories(self._specs) else without_ids(batch)
                 at = self._at(run.tick + number)
                 name = names[number] if names else ""
                 run, live, exchanges = self._first(run, batch, at, name)
@@ -164,7 +180,9 @@ class Edge:
             run, metrics = self._finish(run, *waiting.popleft())
             total = add_metrics(total, metrics)
         tick = run.tick + len(batches)
-        total = add_metrics(self._outbox.ack(tick - 1), total)
+        metrics, lost = self._outbox.ack(tick - 1)
+        total = add_metrics(metrics, total)
+        self.memories.step(lost)
         return run._replace(step=run.step + 1, tick=tick), total
 
     def predict(self, run: RunState, x: Tree) -> Tree:
@@ -185,8 +203,27 @@ class Edge:
             down = self._await(exchange, "predict", self._predictions, hop)
         return programs.predict_last()(run.edge, live, {"x": x}, down, at)[1]["out"]
 
+    def prefetch(self, ids: Any) -> None:
+        """Tells which examples come next; see `Rows.prefetch`."""
+        self.memories.prefetch(ids)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a codec remembers examples."""
+        return bool(self.memories)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of what this end remembers of all examples."""
+        return self.memories.nbytes
+
+    def saving(self, run: RunState) -> None:
+        """Tells that a checkpoint of this state is about to be taken."""
+        self.memories.save(run.tick)
+
     def saved(self, run: RunState) -> None:
         """Tells the cloud that this state is on disk, and waits until its own is."""
+        self.memories.settle(run.tick)
         self._outbox.durable(run.step, run.tick)
 
     def close(self) -> None:
@@ -208,7 +245,12 @@ class Edge:
                 return run, {}, exchanges
             self._outbox.say(control.write("name", tick=tick, name=name))
             self.kept.put(name, int(at.step), b"")
-        changes, live, up = self._programs.edge(0, at)(run.edge, {}, batch, None, at)
+        if self.memories:
+            like = self._programs.remembered(*self._specs, batch)[0]
+            self.memories.begin(tick, batch.get("ids"), like)
+        held = self.memories.lend(tick, run.edge)
+        changes, live, up = self._programs.edge(0, at)(held, {}, batch, None, at)
+        changes = self.memories.take(tick, changes)
         run = run._replace(edge={**run.edge, **changes})
         self._post(exchanges[0], up, "train", tick, 0)
         return run, live, exchanges
@@ -223,20 +265,25 @@ class Edge:
     ) -> tuple[RunState, dict]:
         """Takes a tick from its first message to its end."""
         down: Tree = None
+        tick, rows = int(at.tick), self.memories
         for hop, exchange in enumerate(exchanges):
             if hop:
                 edge = self._programs.edge(hop, at)
-                changes, live, up = edge(run.edge, live, batch, down, at)
+                held = rows.lend(tick, run.edge)
+                changes, live, up = edge(held, live, batch, down, at)
+                changes = rows.take(tick, changes)
                 run = run._replace(edge={**run.edge, **changes})
-                self._post(exchange, up, "train", int(at.tick), hop)
+                self._post(exchange, up, "train", tick, hop)
             down = None
             if exchange.down is not None:
-                down = self._await(exchange, "train", int(at.tick), hop)
-        last = self._programs.last(at)
-        if last is None:
-            return run, live.get("metrics", {})
-        changes, metrics = last(run.edge, live, batch, down, at)
-        return run._replace(edge={**run.edge, **changes}), metrics
+                down = self._await(exchange, "train", tick, hop)
+        last, metrics = self._programs.last(at), live.get("metrics", {})
+        if last is not None:
+            held = rows.lend(tick, run.edge)
+            changes, metrics = last(held, live, batch, down, at)
+            run = run._replace(edge={**run.edge, **rows.take(tick, changes)})
+        rows.end(tick, told=False)
+        return run, metrics
 
     def _post(self, exchange: Exchange, up: Tree, kind: str, tick: int, hop: int):
         where = {"run": self._outbox.run, "slot": self.slot, "tick": tick, "hop": hop}

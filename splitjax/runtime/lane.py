@@ -1,17 +1,23 @@
 """A lane: the cloud's half of one edge's run, in memory."""
 
+import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 
 from splitjax.core.algorithm import Algorithm, At, add_metrics
+from splitjax.core.memory import ids_of
 from splitjax.core.tree import Tree
 from splitjax.runtime import frame
 from splitjax.runtime.control import Refused
+from splitjax.runtime.memories import Memories
 from splitjax.runtime.programs import Exchange, Programs, at_tick
 from splitjax.runtime.schema import FrameError, Schema, WrongSchema
 from splitjax.runtime.shapes import Shapes
+
+# Told of in one step; who is not told of is found lost at the next visit, too.
+MOST_LOST = 1024
 
 
 class Made(NamedTuple):
@@ -27,6 +33,8 @@ class Made(NamedTuple):
       slot: what the cloud holds for the edge, at first.
       check: `(batch specs) -> None` raises a `WrongSchema` for shapes that no edge of
         this run has any business to send.
+      examples: how many there are, for codecs that remember them; None: any number.
+      mapped: see `storage.rows`.
     """
 
     algorithm: Algorithm
@@ -37,6 +45,8 @@ class Made(NamedTuple):
     shared: Tree
     slot: Tree
     check: Callable[[Tree], None]
+    examples: int | None = None
+    mapped: bool = False
 
 
 class Lane:
@@ -47,11 +57,26 @@ class Lane:
       shapes: those that the edge has announced.
       number: the slot's.
       run: the run's number, for the frames.
+      folder: of the slot.
 
     Example: see `splitjax.runtime.slot`.
     """
 
-    def __init__(self, made: Made, shapes: Shapes, *, number: int, run: int):
+    def __init__(
+        self,
+        made: Made,
+        shapes: Shapes,
+        *,
+        number: int,
+        run: int,
+        folder: str | pathlib.Path,
+    ):
+        self.memories = Memories(
+            made.slot,
+            examples=made.examples,
+            folder=pathlib.Path(folder, "rows"),
+            mapped=made.mapped,
+        )
         self.made, self.shapes, self.number, self.run = made, shapes, number, run
         self._programs = Programs(made.algorithm)
         self.put((made.shared, made.slot), 0)
@@ -83,7 +108,10 @@ class Lane:
         self._done: dict[int, int] = {}  # hops of the ticks of this step
         self._live: dict[int, tuple[Tree, dict]] = {}  # by tick
         self._total: dict = {}
+        self._lost: list[int] = []
+        self.memories.step()
         self.metrics: dict[str, float] = {}  # of the last step
+        self.lost: list[int] = []  # examples that the edge must send whole again
 
     def hops(self, tick: int) -> int:
         """How many hops a tick has."""
@@ -119,33 +147,46 @@ class Lane:
         mine = self._done.get(tick, 0) == hop
         return mine and all(reached(other) for other in range(self.tick, tick))
 
-    def open(self, tick: int, hop: int, data: bytes) -> tuple[Tree, Exchange]:
-        """The message of a frame, and what its hop exchanges; nothing is changed.
+    def open(self, tick: int, hop: int, data: bytes) -> tuple[Tree, Exchange, Tree]:
+        """The message of a frame, what its hop exchanges, and specs of the slot.
+
+        Nothing is changed.
 
         Raises:
           FrameError: for a frame that is not what it must be.
+          Refused: for ids of examples that cannot be.
         """
         at = self._at(tick)
 
         def found(batch):
             return self._programs.exchanges(*self._specs, batch, at)[hop]
 
-        exchange = self._matching(found, self.shapes.train(), data)
-        return frame.read(exchange.up, data, check_finite=True)[1], exchange
+        exchange, batch = self._matching(found, self.shapes.train(), data)
+        message = frame.read(exchange.up, data, check_finite=True)[1]
+        like = self._programs.remembered(*self._specs, batch)[1]
+        if hop == 0 and self.memories:
+            try:
+                self.memories.check(tick, ids_of(message), like)
+            except ValueError as error:
+                raise Refused("ids", str(error)) from error
+        return message, exchange, like
 
     def apply(
-        self, tick: int, hop: int, message: Tree, exchange: Exchange
+        self, tick: int, hop: int, message: Tree, exchange: Exchange, like: Tree
     ) -> bytes | None:
         """Runs a hop on what `open` gave; returns the frame that goes down, if any.
 
         When a step is done, `tick` moves to its end, and `metrics` are those of it.
         """
-        at = self._at(tick)
+        at, rows = self._at(tick), self.memories
         live, metrics = self._live.pop(tick, ({}, {}))
-        program = self._programs.cloud(hop, at)
+        if hop == 0 and rows:
+            rows.begin(tick, ids_of(message), like)
+        program, slot = self._programs.cloud(hop, at), rows.lend(tick, self._slot)
         self._shared, (changes,), (live,), (out,), new = program(
-            self._shared, (self._slot,), (live,), (message,), (at,)
+            self._shared, (slot,), (live,), (message,), (at,)
         )
+        changes = rows.take(tick, changes)
         self._slot = {**self._slot, **changes}
         self._done[tick] = hop + 1
         metrics = add_metrics(metrics, new)
@@ -156,7 +197,10 @@ class Lane:
             self._live[tick] = live, metrics
             return down
         self._total = add_metrics(self._total, metrics)
+        self._lost += rows.end(tick)
         if at.apply:
+            self.lost, self._lost = self._lost[:MOST_LOST], []
+            rows.step()
             self.metrics = {name: float(v) for name, v in self._total.items()}
             self._total, self._done, self.tick = {}, {}, tick + 1
         return down
@@ -172,7 +216,7 @@ class Lane:
         def found(x):
             return self._programs.predictions(*self._specs, x, at)[header.hop]
 
-        exchange = self._matching(found, self.shapes.predict(), data)
+        exchange, _ = self._matching(found, self.shapes.predict(), data)
         message = frame.read(exchange.up, data, check_finite=True)[1]
         program = self._programs.predict_cloud(header.hop)
         lanes = (self._slot,), ({},), (message,), (at,)
@@ -192,12 +236,12 @@ class Lane:
         return frame.write(schema, tree, kind=kind, **where)
 
     def _matching(self, found: Callable, shapes: Iterable, data: bytes) -> Any:
-        """The exchange, of those that follow from announced shapes, of a frame."""
+        """A frame's exchange, of those that announced shapes have, and its shape."""
         schema = frame.peek(data).schema
         for shape in shapes:
             exchange = found(shape)
             if exchange.up is not None and exchange.up.hash == schema:
-                return exchange
+                return exchange, shape
         raise WrongSchema(
             f"a frame of schema {schema.hex()}, which follows from none of the "
             f"{len(self.shapes)} shapes that were announced: do both ends run one "

@@ -40,7 +40,7 @@ class Ledger:
     def __init__(self, folder: str | pathlib.Path, config: dict):
         self.folder = pathlib.Path(folder)
         self._journal: Journal | None = None
-        with _room(), contextlib.ExitStack() as stack:
+        with room(), contextlib.ExitStack() as stack:
             stack.enter_context(exclusive(self.folder))
             self._checkpoints = Checkpoints(self.folder, config)
             if not self.fresh:
@@ -58,7 +58,7 @@ class Ledger:
 
     def save(self, step: int, tree: Tree, facts: dict[str, Any]) -> None:
         """Takes a checkpoint, and begins a new journal."""
-        with _room():
+        with room():
             self._checkpoints.save(step, tree, facts)
             self._open(step)
 
@@ -69,7 +69,7 @@ class Ledger:
     def write(self, kind: int, data: bytes, *, sync: bool = True) -> int:
         """Adds to the journal; returns the place, for `read`."""
         assert self._journal is not None, "no checkpoint was taken"
-        with _room():
+        with room():
             return self._journal.append(kind, data, sync=sync)
 
     def read(self, place: int) -> bytes:
@@ -83,7 +83,7 @@ class Ledger:
         assert step is not None and self._journal is not None
         self._journal.close()
         self._journal.path.unlink()
-        with _room():
+        with room():
             self._open(step)
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class Ledger:
 
 
 @contextlib.contextmanager
-def _room() -> Iterator[None]:
+def room() -> Iterator[None]:
     """Gives a full disk its type; the edge is told, and can come again."""
     try:
         yield

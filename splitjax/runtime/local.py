@@ -1,16 +1,19 @@
 """The driver for one process: both halves here, every message through a real frame."""
 
+import pathlib
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from splitjax.core.algorithm import Algorithm, At, add_metrics
+from splitjax.core.memory import ids_of
 from splitjax.core.tree import Tree, spec_of
 from splitjax.runtime import frame
+from splitjax.runtime.memories import Memories, without_ids
 from splitjax.runtime.meter import Meter
 from splitjax.runtime.predictions import Predictions
 from splitjax.runtime.programs import Programs, place_of
@@ -46,6 +49,9 @@ class Local:
       frames: False hands device arrays over instead: no bytes are counted.
       jit: False runs operation by operation, for debugging.
       slot: the edge's number: it folds into the run's key.
+      examples: how many there are, for codecs that remember them.
+      folder: where checkpoints of what codecs remember lie; None: nowhere.
+      mapped: whether that is read by a memory map; see `storage.rows`.
 
     Example: see `splitjax.train.loop`.
     """
@@ -59,7 +65,13 @@ class Local:
         frames: bool = True,
         jit: bool = True,
         slot: int = 0,
+        examples: int | None = None,
+        folder: str | pathlib.Path | None = None,
+        mapped: bool = False,
     ):
+        self.memories: tuple[Memories, ...] = ()  # of the edge, of the cloud
+        self._store = {"examples": examples, "mapped": mapped}
+        self._folder = folder
         self.kept: Frames | None = None
         self.algorithm = algorithm
         self.key = key
@@ -78,10 +90,11 @@ class Local:
         Raises:
           ValueError: where a first message depends on more than its batch.
         """
-        if not (self.algorithm.once and self.frames):
+        if not (self.algorithm.once and self.frames) or any(self.memories):
             raise ValueError(
-                "messages can be kept where the first segment is frozen and messages "
-                "pass frames: here they change from step to step, or are no bytes"
+                "messages can be kept where the first segment is frozen, no codec "
+                "remembers examples and messages pass frames: here they change from "
+                "step to step, or are no bytes"
             )
         self.kept = store
 
@@ -97,6 +110,16 @@ class Local:
           tick: of a checkpoint to go on from, which an `Edge` must tell.
         """
         made = self.algorithm.init(params, state, x)
+        self.memories = tuple(
+            Memories(
+                held,
+                **self._store,
+                folder=self._folder and pathlib.Path(self._folder, "rows", owner),
+            )
+            for owner, held in (("edge", made[0]), ("cloud", made[2]))
+        )
+        for rows in self.memories:
+            rows.restore(tick or 0)
         # Copies, since a step uses up what it is given, and `params` are the caller's.
         return RunState(*jax.tree.map(jnp.copy, made))
 
@@ -126,12 +149,15 @@ class Local:
         while ticks or waiting:
             while ticks and len(waiting) < max(1, in_flight):
                 number, batch = ticks.pop(0)
+                batch = self._named(batch)
                 at = self._at(run, run.tick + number, number == len(batches) - 1)
                 name = names[number] if names else ""
                 run, live, up = self._first(run, batch, at, name)
                 waiting.append((batch, at, live, up))
             run, metrics = self._finish(run, *waiting.popleft())
             total = add_metrics(total, metrics)
+        for rows in self.memories:
+            rows.step()
         return run._replace(step=run.step + 1, tick=run.tick + len(batches)), total
 
     def predict(self, run: RunState, x: Tree) -> Tree:
@@ -149,8 +175,30 @@ class Local:
             down = self._ship(down, "predict", "down", number, at)
         return programs.predict_last()(run.edge, live, batch, down, mine)[1]["out"]
 
+    def prefetch(self, ids: Any) -> None:
+        """Tells which examples come next; see `Rows.prefetch`."""
+        for rows in self.memories:
+            rows.prefetch(ids)
+
+    def saving(self, run: RunState) -> None:
+        """Tells that a checkpoint of this state is about to be taken."""
+        for rows in self.memories:
+            rows.save(run.tick)
+
     def saved(self, run: RunState) -> None:
-        """Tells that a state is on disk; here nobody else needs to know."""
+        """Tells that a state is on disk."""
+        for rows in self.memories:
+            rows.settle(run.tick)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a codec remembers examples."""
+        return any(self.memories)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of what one end remembers of all examples, the larger one's."""
+        return max((rows.nbytes for rows in self.memories), default=0)
 
     def close(self) -> None:
         """Ends the run; here there is nothing to end."""
@@ -159,11 +207,30 @@ class Local:
         numbers = (np.int32(run.step), np.int32(tick), np.int32(self.slot))
         return At(self.key, *numbers, apply=apply)
 
+    def _named(self, batch):
+        """A batch as it is traced: with ids only where someone remembers examples."""
+        return batch if any(self.memories) else without_ids(batch)
+
+    def _begin(self, run, owner, ids, batch, at):
+        if self.memories[owner]:
+            held = run.edge, run.shared, run.slot
+            like = self._programs.remembered(*held, batch)[owner]
+            self.memories[owner].begin(int(at.tick), ids, like)
+
+    def _end(self, at):
+        """A tick is over: rows are put back, and who lost some tells the other."""
+        both = self.memories
+        lost = [rows.end(int(at.tick)) for rows in both]
+        for rows, theirs in zip(both, lost[::-1], strict=True):
+            rows.forget(theirs)
+
     def _edge(self, run, number, live, batch, down, at):
         if not self._programs.hops(at):
             return run, live, None
-        edge = self._programs.edge(number, at)
-        changes, live, up = edge(run.edge, live, batch, down, at)
+        edge, rows = self._programs.edge(number, at), self.memories[0]
+        tick = int(at.tick)
+        changes, live, up = edge(rows.lend(tick, run.edge), live, batch, down, at)
+        changes = rows.take(tick, changes)
         return run._replace(edge={**run.edge, **changes}), live, up
 
     def _first(self, run, batch, at, name):
@@ -171,6 +238,7 @@ class Local:
         data = self.kept.get(name) if self.kept is not None and name else None
         if data is not None:
             return run, {}, self._replay(run, batch, at, data)
+        self._begin(run, 0, batch.get("ids"), batch, at)
         run, live, up = self._edge(run, 0, {}, batch, None, at)
         return run, live, self._ship(up, "train", "up", 0, at, keep=name)
 
@@ -178,24 +246,31 @@ class Local:
         """Takes a tick from its first message to its end."""
         total: dict = {}
         cloud_live: dict = {}
-        down = None
+        down, rows, tick = None, self.memories[1], int(at.tick)
         for number in range(len(self._programs.hops(at))):
             if number:
                 run, live, up = self._edge(run, number, live, batch, down, at)
                 up = self._ship(up, "train", "up", number, at)
+            else:
+                self._begin(run, 1, ids_of(up), batch, at)
             cloud = self._programs.cloud(number, at)
+            slot = rows.lend(tick, run.slot)
             shared, (changes,), (cloud_live,), (down,), metrics = cloud(
-                run.shared, (run.slot,), (cloud_live,), (up,), (at,)
+                run.shared, (slot,), (cloud_live,), (up,), (at,)
             )
+            changes = rows.take(tick, changes)
             run = run._replace(shared=shared, slot={**run.slot, **changes})
             total = add_metrics(total, metrics)
             down = self._ship(down, "train", "down", number, at)
         last = self._programs.last(at)
         if last is not None:
-            changes, metrics = last(run.edge, live, batch, down, at)
+            held = self.memories[0].lend(tick, run.edge)
+            changes, metrics = last(held, live, batch, down, at)
+            changes = self.memories[0].take(tick, changes)
             run = run._replace(edge={**run.edge, **changes})
         else:
             metrics = live.get("metrics", {})
+        self._end(at)
         return run, add_metrics(total, metrics)
 
     def _replay(self, run, batch, at, data):

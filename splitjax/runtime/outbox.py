@@ -46,7 +46,7 @@ class Outbox:
         self._answered: list[bytes] = []  # last of this step; its ack may be lost
         self._before: list[bytes] = []  # belongs before the next message
         self._arrived: dict[Key, bytes] = {}
-        self._ack: tuple[int, dict[str, float]] = (-1, {})  # the latest
+        self._ack: tuple[int, dict[str, float], list[int]] = (-1, {}, [])  # the latest
         self._saved = -1
         self._shapes: dict[bytes, None] = {}
         self._tick = 0  # the first of the step under way
@@ -87,13 +87,17 @@ class Outbox:
         self._until(lambda: key in self._arrived)
         return self._settle(key)
 
-    def ack(self, tick: int) -> dict[str, float]:
-        """Waits until a step is done that ends with a tick; gives its metrics."""
+    def ack(self, tick: int) -> tuple[dict[str, float], list[int]]:
+        """Waits until a step is done that ends with a tick.
+
+        Returns:
+          Its metrics, and the examples that the cloud has forgotten.
+        """
         self._until(lambda: self._ack[0] == tick)
         self._waiting = {k: v for k, v in self._waiting.items() if k[0] != "train"}
         self._arrived, self._answered = {}, []
         self._tick = tick + 1
-        return self._ack[1]
+        return self._ack[1:]
 
     def durable(self, step: int, tick: int) -> None:
         """Tells that a state is on disk, and waits until the cloud's is."""
@@ -176,7 +180,7 @@ class Outbox:
         kind, fields = control.read(data)
         if kind == "ack":
             if fields["tick"] >= self._tick:  # one at a time: more would cost memory
-                self._ack = fields["tick"], fields["metrics"]
+                self._ack = fields["tick"], fields["metrics"], fields["lost"]
         elif kind == "saved":
             self._saved = fields["tick"]
         elif kind == "refused":

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from splitjax.core.algorithm import Algorithm, At
+from splitjax.core.memory import memories
 from splitjax.core.tree import Tree, spec_of
 from splitjax.runtime.schema import Schema
 
@@ -92,6 +93,7 @@ class Programs:
         """
         hops, last = self.hops(at), None
         place = ("train", at.apply, place_of(spec_of(batch)))
+        edge, slot = self.remembered(edge, shared, slot, batch)
         return self._walk(place, hops, last, (edge, shared, slot), batch, at)
 
     def predictions(
@@ -101,6 +103,21 @@ class Programs:
         hops, last = self._predict
         place = ("predict", False, place_of(spec_of(x)))
         return self._walk(place, hops, last, (edge, shared, slot), {"x": x}, at)
+
+    def remembered(
+        self, edge: Tree, shared: Tree, slot: Tree, batch: Tree
+    ) -> tuple[Tree, Tree]:
+        """Specs of what edge and slot hold with the memories of a batch filled in."""
+        held = spec_of((edge, shared, slot))
+        if not memories((held[0], held[2])):
+            return held[0], held[2]
+        assert self.algorithm.remember is not None, "who has memories, can fill them in"
+        x = spec_of(batch["x"])
+        place = "remembered", place_of(x)
+        if place not in self._exchanges:
+            found = jax.eval_shape(self.algorithm.remember, *held, x)
+            self._exchanges[place] = found
+        return self._exchanges[place]
 
     def schema(self, tree: Tree) -> Schema | None:
         """The schema of a message (arrays or specs); None for an empty one."""

@@ -44,7 +44,7 @@ class Shapes:
         """Takes an announcement: the schema of `{"x", "target", "weight"}` or `{"x"}`.
 
         Args:
-          text: of `Schema.to_bytes`, from anyone.
+          text: of `Schema.to_bytes`, from anyone; there may be "ids", too.
           check: raises a `WrongSchema` for specs that are not wanted.
 
         Raises:
@@ -55,8 +55,11 @@ class Shapes:
         if len(self._known) >= MOST:
             raise WrongSchema(f"at most {MOST} shapes may be announced")
         spec = nest(Schema.from_bytes(text))
-        if set(spec) not in ({"x"}, {"x", "target", "weight"}):
+        ids = spec.get("ids", jax.ShapeDtypeStruct((0,), np.int32))
+        if set(spec) - {"ids"} not in ({"x"}, {"x", "target", "weight"}):
             raise WrongSchema(f"a batch has x, target and weight, or x: {sorted(spec)}")
+        if isinstance(ids, dict) or (len(ids.shape), ids.dtype) != (1, np.int32):
+            raise WrongSchema(f"a batch has ids as int32 [B], or none: {ids}")
         if Schema.of(spec).to_bytes() != text:
             raise WrongSchema("a shape has one text: leaves in order, and no spaces")
         check(spec)

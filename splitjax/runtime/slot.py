@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from splitjax.runtime import control, frame
 from splitjax.runtime.control import Refused
 from splitjax.runtime.lane import Lane, Made
-from splitjax.runtime.ledger import CAME, WENT, Ledger
+from splitjax.runtime.ledger import CAME, WENT, Ledger, room
 from splitjax.runtime.shapes import Shapes
 from splitjax.storage.frames import Frames
 
@@ -54,7 +54,9 @@ class Slot:
                 state = jax.tree.map(jnp.copy, state)
             else:
                 state, facts = self._ledger.load(state)
-            self.lane = Lane(made, self._shapes, number=number, run=facts["run"])
+            self.lane = Lane(
+                made, self._shapes, number=number, run=facts["run"], folder=folder
+            )
             self._take(state, facts)
             self._replay()
         except BaseException:
@@ -68,6 +70,7 @@ class Slot:
     def _take(self, state: Any, facts: dict[str, Any]) -> None:
         """Begins at the state of the checkpoint, with nothing that came after it."""
         self.lane.put(state, facts["tick"])
+        self.lane.memories.restore(facts["tick"])
         self.base: int = facts["tick"]
         self._held: dict[Key, tuple[bytes, tuple]] = {}  # came too early; opened
         self._answers: dict[Key, tuple[bytes, int | None]] = {}  # digest, place
@@ -99,7 +102,7 @@ class Slot:
                     self._names[said.fields["tick"]] = said.fields["name"]
             else:
                 key = _key(data)
-                answer = self._apply(key, data, *self._open(key, data))
+                answer = self._apply(key, data, self._open(key, data))
                 waiting = None if answer is None else (key, answer)
         if waiting is not None:
             self._answer(*waiting)
@@ -212,7 +215,7 @@ class Slot:
             key = due[0]
             data, opened = self._held.pop(key)
             self._ledger.write(CAME, data)
-            answer = self._apply(key, data, *opened)
+            answer = self._apply(key, data, opened)
             if answer is not None:
                 yield self._answer(key, answer)
             if self._ack[0] == key[0]:
@@ -228,17 +231,17 @@ class Slot:
             data = kept
         return self.lane.open(*key, data)
 
-    def _apply(self, key: Key, data: bytes, message: Any, exchange: Any) -> Any:
+    def _apply(self, key: Key, data: bytes, opened: tuple) -> Any:
         tick, hop = key
         before = self.lane.tick
-        answer = self.lane.apply(tick, hop, message, exchange)
+        answer = self.lane.apply(tick, hop, *opened)
         self._answers[key] = _digest(data), None
         name = self._names.pop(tick, None) if hop == 0 else None
         if name is not None and not control.is_control(data):
             self._frames.put(name, tick // self.lane.made.micro, data)
         if self.lane.tick != before:
-            ack = control.write("ack", tick=tick, metrics=self.lane.metrics)
-            self._ack = tick, ack
+            said = {"metrics": self.lane.metrics, "lost": self.lane.lost}
+            self._ack = tick, control.write("ack", tick=tick, **said)
         return answer
 
     def _answer(self, key: Key, answer: bytes) -> bytes:
@@ -256,7 +259,11 @@ class Slot:
             )
         if tick != self.base:
             facts = {"tick": tick, "run": lane.run}
+            with room():
+                lane.memories.save(tick)
             self._ledger.save(step, lane.state, facts)
+            with room():
+                lane.memories.settle(tick)
             lane.put(lane.state, tick)
             self._tell_shapes()
             self.base = tick

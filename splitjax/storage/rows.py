@@ -25,7 +25,7 @@ class Rows:
     Args:
       count: of examples; ids are below it. None: any id.
       folder: where checkpoints of the rows lie; None keeps them in memory alone.
-      step: of the checkpoint to begin at.
+      step: of the checkpoint to begin at; None: `restore` is called first.
       mapped: whether rows of the last checkpoint stay on disk and are read by a memory
         map when they are needed; otherwise all are in memory.
 
@@ -48,7 +48,7 @@ class Rows:
         count: int | None = None,
         folder: str | pathlib.Path | None = None,
         *,
-        step: int = 0,
+        step: int | None = None,
         mapped: bool = False,
     ):
         if mapped and folder is None:
@@ -62,7 +62,8 @@ class Rows:
         self._new: dict[int, Row | None] = {}  # since then; None was forgotten
         self._out: set[int] = set()
         self._reader: threading.Thread | None = None
-        self.restore(step)
+        if step is not None:
+            self.restore(step)
 
     def __iter__(self) -> Iterator[int]:
         """The ids that are remembered, in order."""
@@ -82,15 +83,19 @@ class Rows:
             raise KeyError(number)
         return row
 
-    def check(self, ids: Any, *, busy: Iterable[int] = ()) -> np.ndarray:
+    def check(
+        self, ids: Any, *, busy: Iterable[int] = (), like: Memory | None = None
+    ) -> np.ndarray:
         """Ids as int64, where they can be looked up; -1 is nobody's.
 
         Args:
           ids: int `[B]`, from anyone.
           busy: those that another batch under way has.
+          like: see `gather`.
 
         Raises:
           BadIds: for ids out of range, twice, or busy.
+          ValueError: when a row has another shape than `like`.
         """
         ids = np.asarray(ids).astype(np.int64)
         real = ids[ids >= 0]
@@ -119,10 +124,9 @@ class Rows:
           like: shapes and dtypes, as `Codec.init` gives for the batch.
 
         Raises:
-          BadIds: see `check`.
-          ValueError: when a row has another shape than the batch has.
+          BadIds, ValueError: see `check`.
         """
-        ids = self.check(ids, busy=self._out)
+        ids = self.check(ids, busy=self._out, like=like)
         rows = tuple(np.zeros(a.shape, a.dtype) for a in like.rows)
         lengths, visits = np.zeros((2, len(ids)), np.int32)
         seen = np.zeros(len(ids), bool)
@@ -140,13 +144,6 @@ class Rows:
                     target = array[place, : row.length] if tokens else array[place]
                     data = row.data[start:stop].view(array.dtype)
                     target[...] = data.reshape(target.shape)
-            elif not any(like.tokens):
-                shape = [list(a.shape[1:]) for a in like.rows]
-                raise ValueError(
-                    f"example {number} was remembered with {len(row.data)} bytes, and "
-                    f"a row of this batch has shape {shape}: texts of many lengths "
-                    "need ragged() before the codec"
-                )
         self._out |= set(ids[ids >= 0].tolist())
         return Memory(rows, lengths, seen, visits, tokens=like.tokens)
 
@@ -180,6 +177,10 @@ class Rows:
             self._new[number] = Row(data, length, int(visits[place]))
         self.forget(lost)
         return lost
+
+    def release(self, ids: Any) -> None:
+        """A batch's memory is not wanted any more; nothing has changed."""
+        self._out -= set(np.asarray(ids).tolist())
 
     def forget(self, ids: Iterable[int]) -> None:
         """Drops examples: each is sent whole at its next visit."""

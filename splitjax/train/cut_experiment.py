@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 
 from splitjax.algorithms.split import split_learning
@@ -11,7 +12,7 @@ from splitjax.core.codec import Link, chain
 from splitjax.core.cut import cut
 from splitjax.core.message import tree_bytes
 from splitjax.core.split import Split
-from splitjax.core.stage import Stage
+from splitjax.core.stage import Stage, still
 from splitjax.core.tree import Tree
 from splitjax.metrics.flops import edge_share
 from splitjax.privacy import guarded, leak_loss
@@ -39,14 +40,21 @@ class CutExperiment(Experiment):
     leak: float = option(
         0.0, "weight of the edge's own loss: how much its messages depend on its data"
     )
+    edge_dropout: bool = option(
+        True, "dropout at the edge; off for codecs that remember examples (delta)"
+    )
+    map_rows: bool = option(
+        False, "what codecs remember of examples stays on disk, in a memory map"
+    )
     forward: str = option("", "codecs of activations, as 'c3(4) + quantize(8)'")
     backward: str = option("", "codecs of gradients, likewise")
 
     OF_THE_CUT: ClassVar[tuple[str, ...]] = (
         *Experiment.OF_THE_CUT,
         *("after", "label_side", "frozen_edge", "forward", "backward"),
-        "leak",
+        *("leak", "edge_dropout"),
     )
+    WATCHING: ClassVar[tuple[str, ...]] = (*Experiment.WATCHING, "map_rows")
 
     def validate(self) -> None:
         """Raises a ValueError for options that make no sense."""
@@ -92,6 +100,9 @@ class CutExperiment(Experiment):
         made = cut(stages, after=places)
         if self.leak and places:
             made = guarded(made, leak_loss(self.leak), behind=stages[0].name)
+        if places and not self.edge_dropout:
+            segments: Any = (still(made.segments[0]), *made.segments[1:])
+            made = dataclasses.replace(made, segments=segments)
         links = [self.link() for _ in places]
         if places and places[-1] == stages[-1].name:
             # Logits and their gradients are few: they cross whole.
@@ -124,6 +135,7 @@ class CutExperiment(Experiment):
         steps, apart = steps_per_epoch * self.epochs, len(split) > 1
         tx = self.tx(min(steps, self.steps) if self.steps else steps)
         exact = self.exact_norm and bool(self.clip)
+        rows, size = jax.tree.leaves(x)[0].shape[0], -(-self.batch_size // self.micro)
         owned = split.cut.partition(params)
         return Parts(
             split=split,
@@ -136,6 +148,7 @@ class CutExperiment(Experiment):
             setup_bytes=tree_bytes(owned[0]) if apart else 0,
             send_once=self.send_once and apart,
             edge_share=edge_share(split.cut, params, state, x),
+            examples=rows // size * steps_per_epoch * self.batch_size,
         )
 
     def check_target(self, batch: dict[str, Any]) -> None:

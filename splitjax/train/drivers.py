@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 from splitjax.runtime.channel import Channel
 from splitjax.runtime.edge import Edge
@@ -61,11 +62,17 @@ def make_driver(
       parts: see `Experiment.parts`; with specs for weights where there is a cloud.
       meter: counts what is sent.
       cloud: where the other half is.
-      folder: of the run, where an edge keeps the key of its noise.
+      folder: of the run, where an edge keeps the key of its noise, and both halves
+        what codecs remember.
     """
+    rows: dict[str, Any] = {
+        "examples": parts.examples,
+        "folder": folder,
+        "mapped": folder is not None and getattr(experiment, "map_rows", False),
+    }
     key, jit = run_key(seed), not experiment.debug
     if cloud is None:
-        return Local(parts.algorithm, key, meter=meter, jit=jit)
+        return Local(parts.algorithm, key, meter=meter, jit=jit, **rows)
     if experiment.mode == "unsplit":
         raise ValueError("mode='unsplit' has no halves: leave the cloud away")
     if folder is not None:
@@ -83,6 +90,7 @@ def make_driver(
         deadline_seconds=cloud.deadline_seconds,
         patience_seconds=cloud.patience_seconds,
         jit=jit,
+        **rows,
     )
 
 

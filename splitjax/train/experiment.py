@@ -53,6 +53,7 @@ class Parts:
       setup_bytes: what is sent before the first step.
       send_once: whether the cloud keeps what the first epoch sent it.
       edge_share: the edge's part of the floating-point operations of a forward pass.
+      examples: ids of rows of an input are below it; see `loop.tick_batch`.
       train: the batches to learn from; see `splitjax.data.Batches`.
       evals: the batches to score on, by the name of the data split.
       facts: what a cloud must know of the data, as JSON types.
@@ -68,6 +69,7 @@ class Parts:
     setup_bytes: int = 0
     send_once: bool = False
     edge_share: float = 1.0
+    examples: int = 0
     train: Any = None
     evals: dict[str, Any] = dataclasses.field(default_factory=dict)
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -111,7 +113,7 @@ class Experiment:
     profile: int = option(0, "trace this many steps with jax.profiler")
 
     # Options that choose where and how a run is watched, not what it computes.
-    WATCHING = (
+    WATCHING: ClassVar[tuple[str, ...]] = (
         "compare",
         "seeds",
         "eval_every",

@@ -79,6 +79,13 @@ def open_run(
         tree, facts = checkpoints.restore((state.edge, state.shared, state.slot))
         state = RunState(*tree, step=facts["step"], tick=facts["tick"])
         meter.merge(facts["bytes"])
+    if driver.remembers and getattr(experiment, "edge_dropout", False):
+        if not getattr(experiment, "frozen_edge", False):
+            logging.warning(
+                "a codec remembers examples, and dropout at the edge changes them at "
+                "each visit, so that nothing settles: take edge_dropout=False (it "
+                "learns still) or frozen_edge=True"
+            )
     if parts.send_once:
         driver.keep(Frames(checkpoints.folder / "frames", state.step))
     return Run(parts, driver, state, facts, checkpoints)
@@ -112,11 +119,32 @@ def tick_batch(batch: dict, total: int) -> dict:
       >>> tick_batch(batch, 4)["weight"]
       np.float32(0.25)
     """
-    return {
+    made: dict[str, Any] = {
         "x": model_inputs(batch),
         "target": {"y": batch["y"], "n_valid": np.int32(batch["n_valid"])},
         "weight": np.float32(batch["n_valid"] / max(total, 1)),
     }
+    if "index" in batch:
+        made["ids"] = row_ids(batch)
+    return made
+
+
+def row_ids(batch: dict) -> np.ndarray:
+    """Which example each row of an input is; -1 is filling.
+
+    Two towers read two texts of an example, which are rows of their own: text t of
+    example i is 2 i + t.
+
+    Example:
+      >>> batch = {"ids": np.zeros((4, 8)), "index": np.array([3, -1])}
+      >>> row_ids(batch).tolist()
+      [6, -1, 7, -1]
+    """
+    index = batch["index"]
+    rows = next(iter(model_inputs(batch).values())).shape[0]
+    texts = rows // max(len(index), 1)
+    ids = [np.where(index < 0, -1, index * texts + text) for text in range(texts)]
+    return np.concatenate(ids).astype(np.int32)
 
 
 def predict(run: Run, batches: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -211,6 +239,8 @@ def _train(
         facts.update(step=state.step, tick=state.tick, halves=halves_of(driver))
         facts["bytes"] = meter.rows()
         facts["seconds"] = time.monotonic() - started
+        facts["state_bytes"] = driver.state_bytes
+        driver.saving(state)
         run.checkpoints.save(state.step, (state.edge, state.shared, state.slot), facts)
         driver.saved(state)
 

@@ -53,6 +53,7 @@ def summarize(
         "bytes_setup": weights or parts.setup_bytes,
         "bytes": meter.rows(),
         "baseline_bytes": baseline,
+        "state_bytes": facts.get("state_bytes", 0),
         "ratio": round(baseline / total, 2) if total else None,
         "edge_share": round(parts.edge_share, 4),
         "seed": seed,

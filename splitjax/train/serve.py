@@ -88,6 +88,8 @@ def build(experiment: Experiment) -> Build:
             shared=shared,
             slot=slot,
             check=check,
+            examples=parts.examples,
+            mapped=getattr(experiment, "map_rows", False),
         )
 
     return plan

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from splitjax.algorithms.split import split_learning
-from splitjax.codecs import quantize
+from splitjax.codecs import delta, quantize
 from splitjax.core.codec import Link, chain
 from splitjax.core.cut import cut
 from splitjax.core.split import Split
@@ -30,7 +30,10 @@ from tests.doubles import memory
 IDENTITY = Link(chain(), chain())
 ROUGH = Link(chain(quantize(8)), chain(quantize(8, rounding="stochastic")))
 STATEFUL = Link(memory(), memory())
-ROWS = 8
+REMEMBER = Link(
+    delta(quantize(2, axis="channel", power_of_two=True), check=1), quantize(4)
+)
+ROWS, EXAMPLES = 8, 40
 
 
 def loss(y, target):
@@ -38,7 +41,7 @@ def loss(y, target):
 
 
 def batches(count: int, *, micro: int = 1) -> list[list[dict]]:
-    """Steps of micro-batches; the last of three is short."""
+    """Steps of micro-batches; the last of three is short. Examples come again."""
     steps = []
     for number in range(count):
         step = []
@@ -47,7 +50,9 @@ def batches(count: int, *, micro: int = 1) -> list[list[dict]]:
             x = random.normal(size=(ROWS, 6)).astype(np.float32)
             valid = ROWS - (part % 3 == 2)
             target = {"y": np.sin(x).sum(-1), "n_valid": np.int32(valid)}
-            step.append({"x": x, "target": target})
+            ids = (5 * number + np.arange(ROWS)) % 10 + 10 * part
+            ids = np.where(np.arange(ROWS) < valid, ids, -1).astype(np.int32)
+            step.append({"x": x, "target": target, "ids": ids})
         total = sum(int(b["target"]["n_valid"]) for b in step)
         for b in step:
             b["weight"] = np.float32(b["target"]["n_valid"] / total)
@@ -94,11 +99,14 @@ class Model:
             shared,
             slot,
             check,
+            EXAMPLES,
         )
 
     def local(self, **kwargs) -> Local:
         """The driver of one process."""
-        return Local(self.algorithm, self.key, slot=self.slot, **kwargs)
+        return Local(
+            self.algorithm, self.key, slot=self.slot, examples=EXAMPLES, **kwargs
+        )
 
     def edge(self, dial, **kwargs) -> Edge:
         """The driver of an edge."""
@@ -114,6 +122,7 @@ class Model:
                 "owners": self.owners,
                 "deadline_seconds": 20.0,
                 "patience_seconds": 20.0,
+                "examples": EXAMPLES,
                 **kwargs,
             },
         )
@@ -193,6 +202,22 @@ def run_all(driver, start, steps, **kwargs):
     return run, losses
 
 
+def rows_of(memories) -> dict:
+    """All that is remembered, by link and example."""
+    return {
+        (name, number, example): (rows[example].data.tobytes(), *rows[example][1:])
+        for name, stores in memories._rows.items()
+        for number, rows in enumerate(stores)
+        for example in rows
+    }
+
+
 def same(a, b) -> None:
     """All leaves are equal to the bit."""
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def remembered(edge, both) -> list[dict]:
+    """The rows of an edge and of its cloud."""
+    lane = both.cloud._places[edge.slot].slot.lane
+    return [rows_of(edge.memories), rows_of(lane.memories)]

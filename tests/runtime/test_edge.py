@@ -1,19 +1,25 @@
 """An edge and a cloud are one run: in any shape, with any codec, whatever happens."""
 
+from typing import NamedTuple
+
 import jax
 import pytest
 
 from splitjax.codecs import chain, lossless, quantize
 from splitjax.core.codec import Link
+from splitjax.runtime import control, frame
 from splitjax.runtime.channel import Closed
 from splitjax.runtime.control import Refused
 from splitjax.storage.frames import Frames
 from tests.runtime.conftest import (
     IDENTITY,
+    REMEMBER,
     ROUGH,
     STATEFUL,
     Model,
     batches,
+    remembered,
+    rows_of,
     run_all,
     same,
 )
@@ -31,15 +37,27 @@ SHAPES = {
     "micro": dict(micro=3, link=STATEFUL, clip=0.1),
     "frozen": dict(frozen=1, micro=2, link=ROUGH),
     "slot 1": dict(slot=1, link=ROUGH),
+    "remember": dict(link=REMEMBER),
+    "remember micro": dict(link=REMEMBER, micro=3, clip=0.1),
+    "remember u": dict(link=REMEMBER, places=("dense_0", "dense_1")),
     "coded": dict(link=CODED, width=64),
 }
+
+
+class Alone(NamedTuple):
+    """What one process makes of a run, and what the codecs remember at its end."""
+
+    edge: dict
+    slot: dict
+    rows: list
 
 
 def alone(model, steps, **kwargs):
     driver = model.local()
     start = driver.start(model.params, model.state, model.x)
     run, losses = run_all(driver, start, steps, **kwargs)
-    return run, losses, driver.predict(run, model.x)
+    rows = [rows_of(memories) for memories in driver.memories]
+    return Alone(run.edge, run.slot, rows), losses, driver.predict(run, model.x)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -56,10 +74,14 @@ def test_an_edge_and_a_cloud_are_one_run_to_the_bit(name, here):
     same(edge.predict(run, model.x), out)
     slot = both.cloud._places[model.slot].slot
     same(slot.lane.state[1], want.slot)
+    assert remembered(edge, both) == want.rows
+    assert "remember" not in name or want.rows[0] == want.rows[1] != {}
     edge.close()
 
 
-@pytest.mark.parametrize("name", ["stateful u", "micro", "frozen", "coded"])
+@pytest.mark.parametrize(
+    "name", ["stateful u", "micro", "frozen", "coded", "remember micro"]
+)
 def test_a_cloud_that_crashes_at_any_tick_changes_nothing(name, here):
     model = Model(**SHAPES[name])
     steps = batches(5, micro=model.micro)
@@ -72,12 +94,14 @@ def test_a_cloud_that_crashes_at_any_tick_changes_nothing(name, here):
         run, metrics = edge.step(run, step, in_flight=model.micro)
         found.append(float(metrics["loss"]))
         if number == 1:
+            edge.saving(run)
             edge.saved(run)
         if number in (0, 2, 3):
             both.crash()
     assert found == losses
     same(run.edge, want.edge)
     same(edge.predict(run, model.x), out)
+    assert remembered(edge, both) == want.rows
     edge.close()
 
 
@@ -99,23 +123,36 @@ def test_the_meter_counts_what_was_coded(here):
 
 
 @pytest.mark.parametrize("fresh", [True, False])
-@pytest.mark.parametrize("name", ["stateful u", "micro", "frozen"])
-def test_an_edge_that_is_killed_begins_at_its_checkpoint(name, fresh, here):
+@pytest.mark.parametrize(
+    ("name", "too"),
+    [
+        *(("stateful u", False), ("micro", False), ("frozen", False)),
+        *(("remember micro", False), ("remember u", True)),
+    ],
+)
+def test_an_edge_that_is_killed_begins_at_its_checkpoint(
+    name, too, fresh, here, tmp_path
+):
+    """Also where the cloud is killed, too."""
     model = Model(**SHAPES[name])
     steps = batches(5, micro=model.micro)
     want, losses, out = alone(model, steps)
     both = here(model)
-    edge = model.edge(both.dial)
+    own = dict(folder=tmp_path / "edge", mapped=True)
+    edge = model.edge(both.dial, **own)
     run = edge.start(model.params, model.state, model.x)
     at = 0 if fresh else 2
     run, _ = run_all(edge, run, steps[:at])
     if not fresh:
         kept = jax.device_get(run.edge)
+        edge.saving(run)
         edge.saved(run)
     run_all(edge, run, steps[at:4])
     both.channels[-1].close()  # killed, in the middle of a run
+    if too:
+        both.crash()
 
-    edge = model.edge(both.dial)
+    edge = model.edge(both.dial, **own)
     tick = None if fresh else run.tick
     start = edge.start(model.params, model.state, model.x, tick=tick)
     start = (
@@ -125,6 +162,7 @@ def test_an_edge_that_is_killed_begins_at_its_checkpoint(name, fresh, here):
     assert found == losses[at:]
     same(run.edge, want.edge)
     same(edge.predict(run, model.x), out)
+    assert remembered(edge, both) == want.rows
     edge.close()
 
 
@@ -135,9 +173,13 @@ class Faulty:
         self.channel, self.fault, self.count = channel, fault, 0
         self.receive, self.close = channel.receive, channel.close
         self.early = None
+        self.sent: list = []  # place and bytes of each frame
 
     def send(self, message):
         self.count += 1
+        if not control.is_control(message):
+            header = frame.peek(message)
+            self.sent.append(((header.tick, header.hop), message))
         if self.fault == "twice" and message[:4] == b"spJX":
             self.channel.send(message)
         if self.fault == "cut" and self.count % 7 == 6:
@@ -153,20 +195,32 @@ class Faulty:
 
 
 @pytest.mark.parametrize("fault", ["twice", "cut", "swapped"])
-@pytest.mark.parametrize("name", ["stateful u", "micro"])
+@pytest.mark.parametrize("name", ["stateful u", "micro", "remember micro"])
 def test_messages_twice_cut_or_out_of_order_change_nothing(name, fault, here):
-    if fault == "swapped" and name != "micro":
+    """A retried message is re-sent, not re-encoded."""
+    if fault == "swapped" and "micro" not in name:
         pytest.skip("one message at a time has no order")
     even = {"micro": 4, "clip": 0.0} if fault == "swapped" else {}
     model = Model(**{**SHAPES[name], **even})
     steps = batches(4, micro=model.micro)
     want, losses, _ = alone(model, steps)
     both = here(model)
-    edge = model.edge(lambda: Faulty(both.dial(), fault))
+    channels = []
+
+    def dial():
+        channels.append(Faulty(both.dial(), fault))
+        return channels[-1]
+
+    edge = model.edge(dial)
     start = edge.start(model.params, model.state, model.x)
     run, found = run_all(edge, start, steps, in_flight=model.micro)
     assert found == losses
     same(run.edge, want.edge)
+    assert remembered(edge, both) == want.rows
+    sent = [one for channel in channels for one in channel.sent]
+    # Again the same bytes: nothing is encoded twice.
+    assert len(set(sent)) == len({place for place, _ in sent})
+    assert fault != "cut" or len(sent) > len(set(sent))
     edge.close()
 
 

@@ -170,6 +170,6 @@ def test_unlike_versions_are_named(served, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(control, "PROTOCOL", 99)
         edge = one.edge(both.dial)
-    with pytest.raises(Refused, match="the edge has protocol 99, the cloud 1"):
+    with pytest.raises(Refused, match="the edge has protocol 99, the cloud 2"):
         start(edge, one)
     whole(one.edge(both.dial), "plain")

@@ -229,6 +229,7 @@ BATCH = batches(1)[0][0]
 NUMBERS = {name: np.zeros(3, dtype) for name, dtype in (("a", "f4"), ("b", "i4"))}
 BF16 = ml_dtypes.bfloat16
 DEEP = {"a/" * 5000 + "x": np.zeros(3, np.float32)}
+ACK_OF_TEXTS = {"tick": 3, "metrics": {"loss": "x"}, "lost": []}
 
 
 def other(w, **leaves):
@@ -299,7 +300,7 @@ ATTACKS = {
         lambda w: control.write("welcome", run=1, tick=1, version=""),
         "order",
     ),
-    "ack": (lambda w: control.write("ack", tick=1, metrics={}), "order"),
+    "ack": (lambda w: control.write("ack", tick=1, metrics={}, lost=[]), "order"),
     "name of a path": (
         lambda w: control.write("name", tick=9, name="../../x"),
         "order",
@@ -455,7 +456,7 @@ HELLOS = {
     "no hello": (lambda w: w.frame(), "BadControl"),
     "bye": (lambda w: control.write("bye"), "order"),
     "pickle": (lambda w: pickle.dumps(Trap()), "BadControl"),
-    "protocol": (lambda w: control.write("hello", **w.hello(protocol=2)), "version"),
+    "protocol": (lambda w: control.write("hello", **w.hello(protocol=9)), "version"),
     "version": (lambda w: control.write("hello", **w.hello(version="0")), "version"),
     "config": (lambda w: control.write("hello", **w.hello(config={})), "config"),
     "deep config": (
@@ -775,17 +776,20 @@ LIES = {
     "no frame": (on("train", lambda d: b"junk"), ConnectionError, ""),
     "pickle": (on("weights", lambda d: pickle.dumps(Trap())), ConnectionError, ""),
     "ack of the past": (
-        on("ack", lambda d: control.write("ack", tick=0, metrics={})),
+        on("ack", lambda d: control.write("ack", tick=0, metrics={}, lost=[])),
         ConnectionError,
         "",
     ),
     "ack of the future": (
-        on("ack", lambda d: control.write("ack", tick=2**62, metrics={})),
+        on("ack", lambda d: control.write("ack", tick=2**62, metrics={}, lost=[])),
         ConnectionError,
         "",
     ),
     "ack of texts": (
-        on("ack", lambda d: packed("ack", {"tick": 3, "metrics": {"loss": "x"}})),
+        on(
+            "ack",
+            lambda d: packed("ack", {"tick": 3, "metrics": {"loss": "x"}, "lost": []}),
+        ),
         ConnectionError,
         "",
     ),
@@ -857,7 +861,7 @@ def test_a_cloud_that_only_talks_is_left_and_costs_no_memory(shared):
             while True:
                 said += 1
                 for message in (
-                    control.write("ack", tick=said, metrics={f"m{said}": 1.0}),
+                    control.write("ack", tick=said, metrics={f"m{said}": 1.0}, lost=[]),
                     control.write("saved", tick=said),
                     frame.write(schema, NUMBERS, kind="train", tick=said, **where),
                     frame.write(

@@ -22,6 +22,7 @@ from splitjax.core.message import Sized
 from splitjax.runtime import control, frame
 from splitjax.runtime.channel import BadPiece, Joiner, chunks
 from splitjax.runtime.control import Refused
+from splitjax.runtime.memories import without_ids
 from splitjax.runtime.schema import DTYPES, FrameError, Schema, WrongSchema
 from splitjax.runtime.shapes import Shapes
 from splitjax.runtime.slot import Slot
@@ -168,7 +169,7 @@ def exactly(spec):
         raise WrongSchema("another batch")
 
 
-BATCH = batches(1)[0][0]
+BATCH = without_ids(batches(1)[0][0])
 
 
 def kind(data):
@@ -268,7 +269,7 @@ class Mutations:
     def control(self):
         """A control message with other fields, or other bytes."""
         random, said = self.random, self.pick(list(control.FIELDS))
-        types = {int: 4, str: NAMES[0], bytes: b"", bool: False, dict: {}}
+        types = {int: 4, str: NAMES[0], bytes: b"", bool: False, dict: {}, list: []}
         fields = {name: types[kind] for name, kind in control.FIELDS[said].items()}
         for _ in range(random.integers(3)):
             what = random.integers(6)

@@ -98,7 +98,7 @@ def test_what_parted_is_forgotten_and_told():
 
 @pytest.mark.parametrize("mapped", WAYS.values(), ids=WAYS)
 def test_a_checkpoint_is_what_restore_goes_back_to(mapped, tmp_path):
-    rows = Rows(9, tmp_path, mapped=mapped)
+    rows = Rows(9, tmp_path, step=0, mapped=mapped)
     rows.put([1, 2], filled([1, 2], 1.0))
     rows.save(4)
     rows.settle(4)
@@ -122,7 +122,7 @@ def test_a_checkpoint_is_what_restore_goes_back_to(mapped, tmp_path):
 def test_a_crash_leaves_one_checkpoint_or_the_other(
     crash, mapped, tmp_path, monkeypatch
 ):
-    rows = Rows(9, tmp_path, mapped=mapped)
+    rows = Rows(9, tmp_path, step=0, mapped=mapped)
     rows.put([1, 2], filled([1, 2], 1.0))
     rows.save(4)
     rows.settle(4)
@@ -143,7 +143,7 @@ def test_a_crash_leaves_one_checkpoint_or_the_other(
 
 
 def test_rows_of_another_checkpoint_are_refused(tmp_path):
-    rows = Rows(9, tmp_path)
+    rows = Rows(9, tmp_path, step=0)
     rows.put([1], filled([1], 1.0))
     rows.save(4)
     rows.settle(4)
@@ -152,7 +152,7 @@ def test_rows_of_another_checkpoint_are_refused(tmp_path):
 
 
 def test_what_lies_on_disk_is_the_owners_alone(tmp_path):
-    rows = Rows(9, tmp_path)
+    rows = Rows(9, tmp_path, step=0)
     rows.put([1], filled([1], 1.0))
     rows.save(4)
     assert [p.stat().st_mode & 0o77 for p in tmp_path.iterdir()] == [0]

@@ -129,8 +129,8 @@ def test_watching_a_run_does_not_make_it_another():
     assert Finetune(**seen, profile=3).identity(0) == one
     assert Finetune().identity(1) != one
     names = {field.name for field in dataclasses.fields(Finetune)}
-    assert set(Experiment.WATCHING) <= names
-    free = {*Experiment.WATCHING, "unsplit_rate"}
+    assert set(Finetune.WATCHING) <= names
+    free = {*Finetune.WATCHING, "unsplit_rate"}
     assert set(one) == names - free | {"experiment", "seed"}
     assert Finetune(rank=9).identity(0) != one
     whole = Finetune(mode="unsplit").identity(0)
