@@ -78,10 +78,12 @@ def ridge_inversion(
     left = vectors.T @ (zc.T @ xc if tall else xc)
     best: tuple = (np.inf, None, None)
     for strength in strengths:
-        inner = vectors @ (left / (values + strength * scale)[:, None])
-        weights = inner if tall else zc.T @ inner
-        guess = x_mean + (z[known:] - z_mean) @ weights
-        error = float(np.square(x[known:] - guess).sum())
+        # Of messages that hardly vary a small strength leaves no finite weights.
+        with np.errstate(over="ignore", invalid="ignore"):
+            inner = vectors @ (left / (values + strength * scale)[:, None])
+            weights = inner if tall else zc.T @ inner
+            guess = x_mean + (z[known:] - z_mean) @ weights
+            error = float(np.square(x[known:] - guess).sum())
         if error < best[0]:
             best = error, weights, strength
     if best[1] is None:

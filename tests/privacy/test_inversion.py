@@ -75,3 +75,11 @@ def test_jax_arrays_are_taken():
     x, z = pairs(40)
     guess = ridge_inversion(jax.numpy.asarray(z), jax.numpy.asarray(x))
     assert guess(z).dtype == np.float64
+
+
+def test_messages_that_hardly_vary_give_the_mean():
+    """And no warning: their scale is below what can be divided by."""
+    chance = np.random.default_rng(0)
+    x = chance.standard_normal((40, 3))
+    z = 1e-170 * chance.standard_normal((40, 5))
+    assert variance_left(x, ridge_inversion(z, x)(z)) > 0.5
