@@ -19,6 +19,7 @@ from splitjax.runtime.certificates import make_certificates
 from splitjax.storage import log
 from splitjax.storage.checkpoint import Checkpoints
 from splitjax.storage.lock import InUse, exclusive
+from splitjax.storage.row_file import RowFile
 from splitjax.train import loop
 from splitjax.train.finetune import Finetune
 from splitjax.train.serve import agreed
@@ -29,10 +30,12 @@ SECONDS = 120.0  # until a test gives up; nothing is decided by time
 SLOW = "--network=10Mbit,30ms"
 ENDS = (signal.SIGINT, signal.SIGTERM)
 CHANCE = dict(micro=2, in_flight=2, forward_bits=8, backward_bits=8, bridge="pca")
+DELTA = "ragged() + delta(quantize(2, axis='channel', power_of_two=True), check=2)"
 SHAPES = {
     "plain": dict(),
     "labels on the edge": dict(label_side="edge"),
     "frozen": dict(frozen_edge=True, send_once=True),
+    "remember": dict(forward=DELTA, forward_bits=32, edge_dropout=False, map_rows=True),
 }
 
 
@@ -179,6 +182,19 @@ def equals_one_process(both, alone, edge_folder, cloud_folder, *, again=False):
     jax.tree.map(
         np.testing.assert_array_equal, found, ((state.edge, (), {}), tuple(state[1:3]))
     )
+    rows = rows_in(edge_folder / "rows")
+    assert rows == rows_in(cloud_folder / "rows") == rows_in(alone / "rows" / "edge")
+    assert bool(rows) == bool(both.experiment.forward)
+
+
+def rows_in(folder):
+    """What was remembered of each example at the last checkpoint."""
+    files = {path.name: RowFile(path) for path in folder.glob("*")}
+    return {
+        (name, number): (file.get(number).data.tobytes(), *file.get(number)[1:])
+        for name, file in files.items()
+        for number in file
+    }
 
 
 def is_free(port):
