@@ -2,7 +2,7 @@
 
 import bisect
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -115,3 +115,36 @@ def name_of(batch: dict) -> str:
     shapes = sorted((k, np.shape(v)) for k, v in model_inputs(batch).items())
     shape = repr(shapes).encode()
     return hashlib.blake2b(rows + shape, digest_size=16).hexdigest()
+
+
+def row_ids(batch: dict) -> np.ndarray:
+    """Which example each row of an input is; -1 is filling.
+
+    Two towers read two texts of an example, which are rows of their own: text t of
+    example i is 2 i + t.
+
+    Example:
+      >>> batch = {"ids": np.zeros((4, 8)), "index": np.array([3, -1])}
+      >>> row_ids(batch).tolist()
+      [6, -1, 7, -1]
+    """
+    index = batch["index"]
+    rows = next(iter(model_inputs(batch).values())).shape[0]
+    texts = rows // max(len(index), 1)
+    ids = [np.where(index < 0, -1, index * texts + text) for text in range(texts)]
+    return np.concatenate(ids).astype(np.int32)
+
+
+def ahead(steps: Iterable[list[dict]]) -> Iterator[tuple[list[dict], list[dict]]]:
+    """Each with the one after it; nothing after the last.
+
+    Example:
+      >>> list(ahead([[1], [2]]))
+      [([1], [2]), ([2], [])]
+    """
+    left = iter(steps)
+    now = next(left, None)
+    while now is not None:
+        later = next(left, None)
+        yield now, later or []
+        now = later

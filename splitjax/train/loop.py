@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from splitjax.data.batches import model_inputs, name_of
+from splitjax.data.batches import ahead, model_inputs, name_of, row_ids
 from splitjax.runtime.edge import Edge
 from splitjax.runtime.local import Local, RunState
 from splitjax.runtime.meter import Meter
@@ -129,24 +129,6 @@ def tick_batch(batch: dict, total: int) -> dict:
     return made
 
 
-def row_ids(batch: dict) -> np.ndarray:
-    """Which example each row of an input is; -1 is filling.
-
-    Two towers read two texts of an example, which are rows of their own: text t of
-    example i is 2 i + t.
-
-    Example:
-      >>> batch = {"ids": np.zeros((4, 8)), "index": np.array([3, -1])}
-      >>> row_ids(batch).tolist()
-      [6, -1, 7, -1]
-    """
-    index = batch["index"]
-    rows = next(iter(model_inputs(batch).values())).shape[0]
-    texts = rows // max(len(index), 1)
-    ids = [np.where(index < 0, -1, index * texts + text) for text in range(texts)]
-    return np.concatenate(ids).astype(np.int32)
-
-
 def predict(run: Run, batches: Any) -> tuple[np.ndarray, np.ndarray]:
     """The model's outputs for some batches, through the cut, and what was wanted."""
     predicted, wanted = [], []
@@ -251,7 +233,10 @@ def _train(
     ):
         while run.state.step < steps:
             epoch, done = divmod(run.state.step, per_epoch)
-            for batches in parts.train.epoch(epoch, micro=experiment.micro, skip=done):
+            steps_of = parts.train.epoch(epoch, micro=experiment.micro, skip=done)
+            for batches, later in ahead(steps_of):
+                if later and driver.remembers:
+                    driver.prefetch(np.concatenate([row_ids(b) for b in later]))
                 total = sum(int(batch["n_valid"]) for batch in batches)
                 facts["tokens"] += sum(int(np.sum(batch["mask"])) for batch in batches)
                 ticks = [tick_batch(batch, total) for batch in batches]
