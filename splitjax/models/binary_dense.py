@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from splitjax.adapters.linen import from_linen
-from splitjax.codecs.binary import ste_sign
 from splitjax.core.stage import Stage
+from splitjax.core.straight_through import ste_sign
 from splitjax.core.tree import Tree, is_float
 from splitjax.models.batch_norm import BatchNorm
 from splitjax.models.convolution import opened

@@ -10,6 +10,7 @@ import optax
 from splitjax.core.codec import Codec, Context, split_smooth
 from splitjax.core.keys import fold
 from splitjax.core.stage import Stage, output_spec
+from splitjax.core.straight_through import ste_sign
 from splitjax.core.tree import Tree, spec_of
 
 Imitate = Callable[[jax.Array, jax.Array], jax.Array]
@@ -93,7 +94,7 @@ def fsha(
         )
     imitate: Imitate = adaptive if callable(adaptive) else lambda key, code: code
     if adaptive == "binary":
-        imitate = lambda key, code: binarized(code)  # noqa: E731
+        imitate = lambda key, code: ste_sign(code)  # noqa: E731
     nets = {"pilot": pilot, "decoder": decoder, "critic": critic}
     tx = optax.adam(learning_rate)
     critic_tx = optax.adam(critic_learning_rate)
@@ -205,23 +206,3 @@ def imitation(codec: Codec, code: Tree) -> Imitate:
         return smooth.decode(m, constants)[0]
 
     return imitate
-
-
-@jax.custom_jvp
-def binarized(u: jax.Array) -> jax.Array:
-    """The sign of u, +1 at 0, with the gradient 1[|u| <= 1] straight through.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> u = jnp.array([-2.0, 0.0, 0.5])
-      >>> binarized(u).tolist(), jax.grad(lambda a: binarized(a).sum())(u).tolist()
-      ([-1.0, 1.0, 1.0], [0.0, 1.0, 1.0])
-    """
-    return jnp.where(u >= 0, 1.0, -1.0).astype(u.dtype)
-
-
-@binarized.defjvp
-def _binarized_jvp(primals, tangents):
-    (u,), (tangent,) = primals, tangents
-    inside = (jnp.abs(u) <= 1).astype(u.dtype)
-    return binarized(u), tangent * inside

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from splitjax.codecs.binary import ste_sign
+from splitjax.core.straight_through import ste_sign
 from splitjax.core.tree import where
 from splitjax.models.binary_conv import BinaryConv, binary_cnn
 from splitjax.models.binary_dense import BinaryDense, BinaryLayer, binary_mlp

@@ -22,10 +22,10 @@ from splitjax.codecs import (
     sign,
     wire_bytes,
 )
-from splitjax.codecs.binary import ste_sign
 from splitjax.codecs.pack import pack_bits, unpack_bits
 from splitjax.core.cut import cut
 from splitjax.core.split import Split
+from splitjax.core.straight_through import ste_sign
 from splitjax.core.tree import where
 from splitjax.models.binary_dense import binary_mlp
 from splitjax.models.mlp import mlp
