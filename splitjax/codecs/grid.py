@@ -32,7 +32,7 @@ def round_up(x: jax.Array) -> jax.Array:
       >>> float(round_up(jnp.float32(1.001)))
       1.0078125
     """
-    return _float((_bits(x) + jnp.uint32(0xFFFF)) & jnp.uint32(0xFFFF0000))
+    return _float((bits_of(x) + jnp.uint32(0xFFFF)) & jnp.uint32(0xFFFF0000))
 
 
 def round_down(x: jax.Array) -> jax.Array:
@@ -43,7 +43,7 @@ def round_down(x: jax.Array) -> jax.Array:
       >>> float(round_down(jnp.float32(1.001))), float(round_down(jnp.float32(-1.001)))
       (1.0, -1.0078125)
     """
-    return jnp.where(x < 0, round_up(x), _float(_bits(x) & jnp.uint32(0xFFFF0000)))
+    return jnp.where(x < 0, round_up(x), _float(bits_of(x) & jnp.uint32(0xFFFF0000)))
 
 
 def extent(
@@ -102,7 +102,7 @@ def fit(
     step = jnp.maximum(step, TINY)
     if not power_of_two:
         return Grid(round_up(step).astype(jnp.bfloat16), sent)
-    bits = _bits(step)
+    bits = bits_of(step)
     up = (bits & jnp.uint32(0x7FFFFF)) != 0
     exponent = (bits >> 23).astype(jnp.int32) - 127 + up.astype(jnp.int32)
     return Grid(exponent.astype(jnp.int8), sent)
@@ -122,7 +122,14 @@ def values(grid: Grid) -> tuple[jax.Array, jax.Array | None]:
     return step, None if grid.low is None else grid.low.astype(jnp.float32)
 
 
-def _bits(x: jax.Array) -> jax.Array:
+def bits_of(x: jax.Array) -> jax.Array:
+    """The bits of float32 numbers, as uint32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> hex(int(bits_of(jnp.float32(1))))
+      '0x3f800000'
+    """
     return jax.lax.bitcast_convert_type(x, jnp.uint32)
 
 

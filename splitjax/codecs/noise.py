@@ -34,9 +34,47 @@ def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """
     data = jax.random.key_data(key).astype(jnp.uint32)
     first, second = data[0], data[-1]
-    x = jax.lax.iota(jnp.uint32, math.prod(shape)) + first
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = ((x ^ second) ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    x = x ^ (x >> 16)
+    x = _hashed(jax.lax.iota(jnp.uint32, math.prod(shape)), first, second)
     # By way of int32, which every CPU converts in one instruction.
     return ((x >> 8).astype(jnp.int32).astype(jnp.float32) * 2.0**-24).reshape(shape)
+
+
+def dither(key: jax.Array, rows: int, columns: int) -> jax.Array:
+    """Uniform 32-bit numbers `a[row] * b[column] mod 2^32`, of hashes a (odd) and b.
+
+    One multiplication a number, a third of the time of `uniform`. The highest bits are
+    uniform, and those of any two numbers independent, so that rounding errors cancel in
+    sums as they should. (The four at the corners of a rectangle are not independent.)
+
+    Args:
+      key: a typed key.
+      rows: at most 2^32.
+      columns: at most 2^32.
+
+    Returns:
+      uint32 `[rows, columns]`.
+
+    Example:
+      >>> import jax
+      >>> noise = dither(jax.random.key(0), 2, 500)
+      >>> noise.shape, round(float((noise >> 31).mean()), 1)
+      ((2, 500), 0.5)
+    """
+    data = jax.random.key_data(key).astype(jnp.uint32)
+    first, second = data[0], data[-1]
+
+    def again(_, numbers):
+        a, b = numbers
+        return _hashed(a, first, second), _hashed(b, ~second, first)
+
+    # A loop, or XLA would hash anew for each product.
+    a, b = jax.lax.iota(jnp.uint32, rows), jax.lax.iota(jnp.uint32, columns)
+    a, b = jax.lax.fori_loop(0, 2, again, (a, b))
+    return (a | jnp.uint32(1))[:, None] * b[None]
+
+
+def _hashed(count: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
+    x = count + first
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = ((x ^ second) ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from splitjax.codecs import Context, Sized, nonfinite, quantize, wire_bytes
 from splitjax.codecs.grid import round_down, round_up
-from splitjax.codecs.noise import uniform
+from splitjax.codecs.noise import dither, uniform
 from splitjax.core.codec import chain
 from splitjax.core.lift import on_tree
 
@@ -183,6 +183,42 @@ def test_noise_is_uniform():
     counts, _ = np.histogram(u, 50, (0, 1))
     # Chi squared with 49 degrees of freedom: 49 +- 4 * sqrt(98).
     assert abs(((counts - 2000) ** 2 / 2000).sum() - 49) < 40
+
+
+def test_numbers_of_dither_are_uniform_and_any_two_independent():
+    noise = np.asarray(dither(KEY, 256, 320))
+    u = (noise >> 17) / 2.0**15
+    counts, _ = np.histogram(u, 64, (0, 1))
+    # Chi squared with 63 degrees of freedom: 63 +- 4 * sqrt(126).
+    assert abs(((counts - 1280) ** 2 / 1280).sum() - 63) < 45
+    z = (u - 0.5) * 12**0.5
+    # No rows or columns alike: singular values as of a matrix of independent numbers,
+    # which end at sqrt(256) + sqrt(320).
+    assert np.linalg.norm(z, 2) < 1.1 * (256**0.5 + 320**0.5)
+    for row, column in ((1, 0), (0, 1), (1, 1), (7, 64), (128, 0)):
+        other = np.roll(z, (row, column), (0, 1))
+        for moment in (z * other, (z**2 - 1) * (other**2 - 1)):
+            assert abs(moment.mean()) < 4 * moment.std() / moment.size**0.5
+    again = np.asarray(dither(jax.random.key(6), 256, 320))
+    assert abs(((again >> 17) / 2.0**15 - 0.5).ravel() @ z.ravel()) < 4 * z.size**0.5
+
+
+@pytest.mark.parametrize("mode", ["affine", "symmetric"])
+def test_stochastic_rounding_leaves_the_points_of_the_grid(mode):
+    x = jnp.tile(jnp.arange(-127.0, 128.0), (64, 1))
+    codec = quantize(8, mode=mode, rounding="stochastic", power_of_two=True)
+    np.testing.assert_array_equal(send(codec, x)[2], x)
+
+
+@pytest.mark.parametrize("axis", ["token", "channel"])
+def test_stochastic_rounding_keeps_small_parts_of_a_step(axis):
+    """A hundredth of a step, which the nearest point would lose, is left in a sum."""
+    x = jnp.full((256, 320), 17.01).at[:, 0].set(0.0).at[:, 1].set(255.0)
+    x = x if axis == "token" else x.at[0].set(0.0).at[1].set(255.0)
+    part = np.float64(send(quantize(8, axis=axis, rounding="stochastic"), x)[2])
+    part = part[2:, 2:] - 17
+    assert set(np.unique(part)) == {0.0, 1.0}
+    assert abs(part.mean() - 0.01) < 4 * (0.01 / part.size) ** 0.5
 
 
 def test_both_ends_hold_equal_sums():
