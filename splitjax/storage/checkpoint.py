@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import threading
 from typing import Any
 
 import jax
@@ -10,6 +11,9 @@ import jax
 from splitjax.core.tree import Tree
 
 CONFIG = "config.json"
+# Orbax tells its operations apart by a number of the process: of two threads that save
+# at once, one may wait for the other's folder. Several slots of a cloud do that.
+ONE_AT_A_TIME = threading.Lock()
 
 
 class CheckpointError(ValueError):
@@ -70,7 +74,8 @@ class Checkpoints:
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
-        orbax.save(str(folder / "tree"), _plain(tree))
+        with ONE_AT_A_TIME:
+            orbax.save(str(folder / "tree"), _plain(tree))
         part = folder / "facts.part"
         part.write_text(json.dumps(facts))
         part.rename(folder / "facts.json")
@@ -97,7 +102,8 @@ class Checkpoints:
 def _load(path: str, like: Any) -> Any:
     from orbax.checkpoint import v1 as orbax
 
-    return orbax.load(path, like)
+    with ONE_AT_A_TIME:
+        return orbax.load(path, like)
 
 
 def _plain(tree: Tree) -> Any:

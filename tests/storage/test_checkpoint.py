@@ -1,3 +1,4 @@
+import concurrent.futures
 import gc
 import json
 from typing import Any, NamedTuple
@@ -128,3 +129,18 @@ def test_a_tree_of_another_shape_is_refused(store):
     with pytest.raises(ValueError, match=r"(?i)shape"):
         store.restore({"w": jnp.zeros(3)})
     gc.collect()  # what Orbax leaves behind when it fails, while it is ignored
+
+
+def test_threads_save_and_load_at_the_same_time(tmp_path):
+    """As the slots of a cloud do."""
+    tree = {str(i): np.full(3, i, np.float32) for i in range(8)}
+
+    def run(number):
+        for turn in range(15):
+            store = Checkpoints(tmp_path / f"{number}_{turn}", {})
+            store.save(0, tree, {"turn": turn})
+            found, facts = store.restore(tree)
+            assert facts == {"turn": turn} and (found["7"] == tree["7"]).all()
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        list(pool.map(run, range(3)))
