@@ -86,7 +86,7 @@ def unpack(bits: jax.Array | Sized, layout: Layout) -> jax.Array:
       [1, -1, 1, -1]
     """
     packed = bits.buffer if isinstance(bits, Sized) else bits
-    plus = unpack_bits(packed, 1, layout.packing(1)[1]).reshape(layout.shape)
+    plus = unpack_bits(packed, 1, layout.packing(1)[-1]).reshape(layout.shape)
     return plus.astype(jnp.int8) * jnp.int8(2) - jnp.int8(1)
 
 

@@ -1,13 +1,19 @@
 """What is new about an example since its last visit: AQ-SGD's memory per example."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from splitjax.codecs import examples
-from splitjax.codecs.examples import Rows, back_in_place, in_front, like
+from splitjax.codecs.delta_message import Delta, Direct
+from splitjax.codecs.examples import (
+    Rows,
+    as_they_stand,
+    back_in_place,
+    in_front,
+    like,
+)
 from splitjax.codecs.grid import HUGE, TINY
 from splitjax.codecs.pack import pack_bits, unpack_bits
 from splitjax.codecs.remember import format_of, recalled, remembered
@@ -19,39 +25,6 @@ from splitjax.core.tree import nearest
 COARSE = 0.5**0.5
 SENT = ("full", "quantized")
 FIRST = (*SENT, "half")
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Delta:
-    """What crosses in a tick of training.
-
-    Attributes:
-      ids: of the examples.
-      first: uint8, one bit for each example: whether it is sent whole.
-      change: the inner codec's message of the others' rows.
-      whole: a `Sized` for each float array: the rows that are sent whole; None where
-        even those are quantized.
-      due: uint8, one bit for each example: whether its digest is sent, or None.
-      digests: uint32, `Sized`, of what the sender remembered, or None.
-      rest: the tree without its float arrays.
-    """
-
-    ids: Ids
-    first: Any
-    change: Any
-    whole: Any
-    due: Any
-    digests: Any
-    rest: Any
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Direct:
-    """What crosses outside of training: no memory has a part in it."""
-
-    message: Any
 
 
 def delta(
@@ -155,12 +128,15 @@ def delta(
     def recall(memory, gaps, count):
         return recalled(kind, memory, [gap.remembered(count) for gap in gaps], count)
 
-    def line_up(padded, gaps, rows, known):
+    def line_up(padded, gaps, rows, known, still):
         """What each row was, float32; zero where it is not known."""
-        found = [rows.line_up(gap, a) for gap, a in zip(gaps, padded, strict=True)]
-        flags = [rows.flags(gap, known) for gap in gaps]
-        pairs = zip(flags, found, strict=True)
-        return [jnp.where(like(flag, value), value, 0.0) for flag, value in pairs]
+        out = []
+        for gap, array in zip(gaps, padded, strict=True):
+            value = rows.line_up(gap, array)
+            if gap.tokens or first == "quantized" or not still:  # else all are known
+                value = jnp.where(like(rows.flags(gap, known), value), value, 0.0)
+            out.append(value)
+        return out
 
     def moving(known, ours):
         """Whose rows the inner codec sends."""
@@ -206,25 +182,37 @@ def delta(
         ours = ids >= 0
         known = ours & had.seen & (had.lengths == rows.lengths)
         new = ours & ~known
-        changes, whole, bad = [], [], jnp.int32(0)
-        before = line_up(padded, gaps, rows, known)
-        for gap, array, old in zip(gaps, arrays, before, strict=True):
-            value = array.astype(jnp.float32)
-            size = jnp.abs(value)
-            good = size <= HUGE  # false for a NaN
-            real = like(rows.flags(gap, ours), value)
-            bad += jnp.sum(real & ~good, dtype=jnp.int32)
-            value = jnp.where(good & (size >= TINY), value, 0.0)
-            change = jnp.where(good, value - old, 0.0)
-            changes.append(in_front(change, rows.flags(gap, moving(known, ours))))
-            whole.append(in_front(whole_of(gap, value), rows.flags(gap, new)))
-        message, tx = inner.encode(tuple(changes), state["inner"], ctx)
+
+        def part(arrays, padded, *, still):
+            """The changes of the rows that move, and the rows that are new."""
+            changes, whole = [], []
+            before = line_up(padded, gaps, rows, known, still)
+            for gap, array, old in zip(gaps, arrays, before, strict=True):
+                value = array.astype(jnp.float32)
+                size = jnp.abs(value)
+                good = still | (size <= HUGE)  # false for a NaN
+                value = jnp.where(good & (size >= TINY), value, 0.0)
+                change = jnp.where(good, value - old, 0.0)
+                moved = rows.flags(gap, moving(known, ours))
+                changes.append(in_front(change, moved, still=still))
+                fresh, value = rows.flags(gap, new), whole_of(gap, value)
+                none = Sized(jnp.zeros_like(value), jnp.int32(0))
+                whole.append(none if still else in_front(value, fresh))
+            return tuple(changes), None if first == "quantized" else tuple(whole)
+
+        bad = jnp.int32(0)
+        for gap, array in zip(gaps, arrays, strict=True):
+            bad += examples.count_bad(array, rows.flags(gap, ours))
+        # Most batches have no new example and no bad value.
+        still = (bad == 0) & jnp.all(moving(known, ours))
+        changes, whole = as_they_stand(still, part, arrays, padded)
+        message, tx = inner.encode(changes, state["inner"], ctx)
         due = known & (had.visits % check == 0) if check else None
         sent = Delta(
             ids=Ids(ids),
             first=pack_bits(new.astype(jnp.uint8), 1),
             change=message,
-            whole=None if first == "quantized" else tuple(whole),
+            whole=whole,
             due=None if due is None else pack_bits(due.astype(jnp.uint8), 1),
             digests=None if due is None else in_front(examples.digest(had), due),
             rest=rest,
@@ -250,17 +238,29 @@ def delta(
         if check:
             due = known & (unpack_bits(sent.due, 1, count) > 0)
             lost |= due & (back_in_place(sent.digests, due) != examples.digest(had))
-        before = line_up(padded, gaps, rows, known)
-        decoded, mirror = inner.decode(sent.change, mirror)
-        values = []
-        for number, gap in enumerate(gaps):
-            moved = rows.flags(gap, moving(known, ours))
-            value = before[number] + back_in_place(decoded[number], moved)
-            if first != "quantized":
-                fresh = rows.flags(gap, new)
-                whole = back_in_place(sent.whole[number], fresh).astype(jnp.float32)
-                value = jnp.where(like(fresh, value), whole, value)
-            values.append(value)
+        moves = moving(known, ours)
+
+        def join(change, whole, padded, mirror, *, still):
+            """What was, and what has become of it."""
+            before = line_up(padded, gaps, rows, known, still)
+            decoded, mirror = inner.decode(change, mirror)
+            values = []
+            for number, gap in enumerate(gaps):
+                back = decoded[number].buffer
+                if gap.tokens or not still:
+                    moved = rows.flags(gap, moves)
+                    back = back_in_place(decoded[number], moved, still=still)
+                value = before[number] + back
+                if whole is not None and not still:
+                    fresh = rows.flags(gap, new)
+                    given = back_in_place(whole[number], fresh).astype(jnp.float32)
+                    value = jnp.where(like(fresh, value), given, value)
+                values.append(value)
+            return values, mirror, decoded if measure else ()
+
+        values, mirror, decoded = as_they_stand(
+            jnp.all(moves), join, sent.change, sent.whole, padded, mirror
+        )
         kept = [rows.pad(gap, v) for gap, v in zip(gaps, values, strict=True)]
         after = remembered(kind, kept, [gap.tokens for gap in gaps], count)
         after = dataclasses.replace(

@@ -1,13 +1,15 @@
 """Which rows of a message are of which example."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from splitjax.codecs.grid import HUGE
+from splitjax.codecs.grid import HUGE, extent
 from splitjax.codecs.layout import first_rows
 from splitjax.codecs.ragged import Ragged, places
 from splitjax.core.memory import Memory
@@ -177,8 +179,8 @@ class Rows:
         return rows.reshape(gap.remembered(self.count))
 
 
-def in_front(rows: jax.Array, chosen: jax.Array) -> Sized:
-    """The chosen rows alone, in order.
+def in_front(rows: jax.Array, chosen: jax.Array, *, still: bool = False) -> Sized:
+    """The chosen rows alone, in order; still: they are known to be in front already.
 
     Example:
       >>> import jax.numpy as jnp
@@ -194,20 +196,62 @@ def in_front(rows: jax.Array, chosen: jax.Array) -> Sized:
         source = jnp.full((size,), size, jnp.int32).at[place].set(row, mode="drop")
         return jnp.take(rows, source, axis=0, mode="fill", fill_value=0)
 
-    # Mostly all are chosen, or none.
-    rows = jax.lax.cond(ordered, lambda rows: rows, move, rows)
+    if not still:  # mostly all are chosen, or none
+        rows = jax.lax.cond(ordered, lambda rows: rows, move, rows)
     return first_rows(rows, jnp.sum(chosen, dtype=jnp.int32))
 
 
-def back_in_place(front: Sized, chosen: jax.Array) -> jax.Array:
+def back_in_place(front: Sized, chosen: jax.Array, *, still: bool = False) -> jax.Array:
     """Undoes `in_front`; the other rows are zero."""
     place, ordered = _places(chosen)
 
     def move(rows):
         return jnp.take(rows, place, axis=0, mode="fill", fill_value=0)
 
-    rows = jax.lax.cond(ordered, lambda rows: rows, move, front.buffer)
+    rows = front.buffer
+    if not still:
+        rows = jax.lax.cond(ordered, lambda rows: rows, move, rows)
     return jnp.where(like(chosen, rows), rows, jnp.zeros_like(rows))
+
+
+def count_bad(array: jax.Array, real: jax.Array) -> jax.Array:
+    """How many values of real rows are not finite, or above `HUGE`: int32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> int(count_bad(jnp.array([[1.0, jnp.nan], [jnp.inf, 0.0]]), jnp.ones(2, bool)))
+      2
+    """
+
+    def count(array):
+        good = jnp.abs(array.astype(jnp.float32)) <= HUGE  # false for a NaN
+        return jnp.sum(like(real, array) & ~good, dtype=jnp.int32)
+
+    # To count takes as long as all the rest, so that is done only when there is one.
+    ends = extent(array.astype(jnp.float32), -1)
+    some = ~jnp.all(jnp.abs(jnp.stack(ends)) <= HUGE)
+    return jax.lax.cond(some, count, lambda array: jnp.int32(0), array)
+
+
+def as_they_stand(still: jax.Array, run: Callable, *args: Any) -> Any:
+    """`run(*args, still=...)`, as a program of its own where no row has to be moved.
+
+    Most batches have no new example, and to move rows, or to look whether one moves,
+    takes longer than all the rest.
+
+    Args:
+      still: bool scalar.
+      run: takes `still` as a Python bool.
+      *args: for run.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> run = lambda x, still: x if still else x[::-1]
+      >>> as_they_stand(jnp.bool(False), run, jnp.arange(3)).tolist()
+      [2, 1, 0]
+    """
+    ways = (functools.partial(run, still=way) for way in (True, False))
+    return jax.lax.cond(still, *ways, *args)
 
 
 def like(flags: jax.Array, rows: jax.Array) -> jax.Array:

@@ -51,18 +51,20 @@ class Layout:
         """Groups of a row; the last one may be short."""
         return -(-self.depth // self.width)
 
-    def packing(self, bits: int) -> tuple[int, int]:
-        """Rows that are packed into whole bytes each, and the values of one.
+    def packing(self, bits: int) -> tuple[int, ...]:
+        """The shape whose last axis is packed into whole bytes, row by row.
 
         The rows of a `Sized` are packed each for itself: so the count of rows that
         crossed is the count that was used.
         """
-        if self.sized:
-            return self.shape[0], math.prod(self.shape[1:])
         # Rows that fill whole bytes pack to as few as the flat array, and faster.
-        if self.depth * bits % 8 == 0:
-            return self.rows, self.depth
-        return 1, math.prod(self.shape)
+        whole = self.depth * bits % 8 == 0
+        if self.sized:
+            first = self.shape[0]
+            if whole and self._inner > 1:
+                return first, self._inner, self.depth
+            return first, math.prod(self.shape[1:])
+        return (self.rows, self.depth) if whole else (1, math.prod(self.shape))
 
     def split(self, x: jax.Array) -> jax.Array:
         """The blocks of an array; a short group ends in its last value, repeated."""

@@ -26,8 +26,9 @@ class Quantized:
     """What crosses for one array.
 
     Attributes:
-      codes: uint8 `[rows, bytes of a row]`, `Sized` as the input is. (Not flattened: on
-        a CPU the reshape would be fused into the packing and make it slow.)
+      codes: uint8 `[..., bytes of a row]`, `Sized` as the input is; see
+        `Layout.packing`. (Not flattened: on a CPU the reshape would be fused into the
+        packing and make it slow.)
       step: bfloat16 or int8 `[number of grids]`; see `Grid`. Sized like the codes when
         the rows have grids of their own.
       low: like step, or None.
@@ -117,10 +118,12 @@ def quantize(
     def encode(x, used, ctx, index):
         layout = Layout.of(x.shape, sized=used is not None, **how)
         valid = layout.valid(used, ctx.mask)
+        # Where rows have grids of their own, those of unused rows are left out at last.
+        shared = None if layout.axis else valid
 
         def extent_of(x):
             blocks = layout.split(x).astype(jnp.float32)
-            return extent(blocks, layout.axis, valid=valid)
+            return extent(blocks, layout.axis, valid=shared)
 
         def repair(x, ends):
             bad = ~_good(x)
@@ -139,8 +142,8 @@ def quantize(
         step, low = values(grid)
         inverse = 1 / step
         place = layout.split(_clean(x)).astype(jnp.float32)
-        if valid is not None:  # padding may hold anything, and none of it crosses
-            place = jnp.where(valid, place, 0.0)
+        if shared is not None:  # padding may hold anything, and none of it crosses
+            place = jnp.where(shared, place, 0.0)
         place = (place if low is None else place - low) * inverse
         lowest = 0 if affine else -levels
         place = jnp.clip(place, lowest, levels)
@@ -167,7 +170,7 @@ def quantize(
     def decode(node):
         used = node.codes.used if is_sized(node.codes) else None
         layout = Layout.of(node.shape, sized=used is not None, **how)
-        _, width = layout.packing(bits)
+        *_, width = layout.packing(bits)
         packed = node.codes if used is None else node.codes.buffer
         codes = unpack_bits(packed, bits, width)
         codes = layout.split(codes.reshape(node.shape)).astype(jnp.int32)
