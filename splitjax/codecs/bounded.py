@@ -18,7 +18,7 @@ from splitjax.codecs.planes import (
 )
 from splitjax.codecs.tolerance import LARGEST, as_bound, on_grid, step_of, values_of
 from splitjax.core.codec import Codec
-from splitjax.core.lift import on_leaves
+from splitjax.core.lift import counted
 from splitjax.core.message import Sized
 from splitjax.core.tree import nearest
 
@@ -115,7 +115,7 @@ def bounded(
     axes = PREDICTORS[predictor]
     given = as_bound(eb, "bounded")
 
-    def encode(x, used, ctx, index):
+    def encode(x, used, ctx, index, constants):
         if x.dtype.itemsize > 4:
             raise ValueError(f"bounded takes floats of up to 32 bits, not {x.dtype}")
         if used is None and ctx.mask is not None:
@@ -170,7 +170,7 @@ def bounded(
         )
         return node, jnp.sum(~jnp.isfinite(x), dtype=jnp.int32), raw.astype(jnp.int32)
 
-    def decode(node):
+    def decode(node, constants):
         count, dtype = math.prod(node.shape), jnp.dtype(node.dtype)
         body, length = node.body.buffer, node.body.used
         scale = jax.lax.bitcast_convert_type(node.scale, jnp.float32)
@@ -200,24 +200,7 @@ def bounded(
 
     shown = "traced" if isinstance(eb, jax.Array) else f"{eb:g}"
     name = f"bounded({shown},{'relative,' if relative else ''}{predictor},{block})"
-
-    def encode_tree(x, state, ctx):
-        nonfinite, raw = [state["nonfinite"]], [state["raw"]]
-
-        def one(*args):
-            node, *counts = encode(*args)
-            nonfinite.append(counts[0])
-            raw.append(counts[1])
-            return node
-
-        message, _ = on_leaves(one, decode, name=name).encode(x, (), ctx)
-        return message, {"nonfinite": sum(nonfinite), "raw": sum(raw)}
-
-    return dataclasses.replace(
-        on_leaves(encode, decode, name=name),
-        init=lambda spec: {"nonfinite": jnp.int32(0), "raw": jnp.int32(0)},
-        encode=encode_tree,
-    )
+    return counted(encode, decode, more=("raw",), name=name)
 
 
 def _bound(x: jax.Array, given: jax.Array | float, relative: bool) -> jax.Array:

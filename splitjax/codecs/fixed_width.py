@@ -13,7 +13,7 @@ from splitjax.codecs.outliers import Outliers, put_back, take_out, words_of
 from splitjax.codecs.pack import pack_bits, unpack_bits
 from splitjax.codecs.tolerance import LARGEST, as_bound, on_grid, step_of, values_of
 from splitjax.core.codec import Codec
-from splitjax.core.lift import on_leaves
+from splitjax.core.lift import counted
 
 
 @jax.tree_util.register_dataclass
@@ -90,7 +90,7 @@ def fixed_width(eb: float | jax.Array, bits: int, *, outliers: float = 1 / 64) -
     given = as_bound(eb, "fixed_width")
     levels = 2**bits - 1
 
-    def encode(x, used, ctx, index):
+    def encode(x, used, ctx, index, constants):
         if x.dtype.itemsize > 4:
             raise ValueError(f"fixed_width takes floats of up to 32 bits: {x.dtype}")
         capacity = math.ceil(x.size * outliers)
@@ -131,7 +131,7 @@ def fixed_width(eb: float | jax.Array, bits: int, *, outliers: float = 1 / 64) -
         )
         return node, bad, missed
 
-    def decode(node):
+    def decode(node, constants):
         count, dtype = math.prod(node.shape), jnp.dtype(node.dtype)
         step = jax.lax.bitcast_convert_type(node.step, jnp.float32)
         codes = unpack_bits(node.codes, bits, count).astype(jnp.int32) + node.low
@@ -141,24 +141,7 @@ def fixed_width(eb: float | jax.Array, bits: int, *, outliers: float = 1 / 64) -
 
     shown = "traced" if isinstance(eb, jax.Array) else f"{eb:g}"
     name = f"fixed_width({shown},{bits})"
-
-    def encode_tree(x, state, ctx):
-        bad, missed = [state["nonfinite"]], [state["missed"]]
-
-        def one(*args):
-            node, *counts = encode(*args)
-            bad.append(counts[0])
-            missed.append(counts[1])
-            return node
-
-        message, _ = on_leaves(one, decode, name=name).encode(x, (), ctx)
-        return message, {"nonfinite": sum(bad), "missed": sum(missed)}
-
-    return dataclasses.replace(
-        on_leaves(encode, decode, name=name),
-        init=lambda spec: {"nonfinite": jnp.int32(0), "missed": jnp.int32(0)},
-        encode=encode_tree,
-    )
+    return counted(encode, decode, more=("missed",), name=name)
 
 
 def _narrow(x: jax.Array, dtype: Any) -> jax.Array:

@@ -12,7 +12,7 @@ from splitjax.codecs.noise import dither
 from splitjax.codecs.pack import pack_bits, unpack_bits
 from splitjax.core.codec import Codec
 from splitjax.core.keys import fold
-from splitjax.core.lift import on_leaves
+from splitjax.core.lift import counted
 from splitjax.core.message import is_sized
 from splitjax.core.tree import nearest
 
@@ -115,7 +115,7 @@ def quantize(
     affine, how = mode == "affine", {"axis": axis, "group": group}
     levels = 2**bits - 1 if affine else 2 ** (bits - 1) - 1
 
-    def encode(x, used, ctx, index):
+    def encode(x, used, ctx, index, constants):
         layout = Layout.of(x.shape, sized=used is not None, **how)
         valid = layout.valid(used, ctx.mask)
         # Where rows have grids of their own, those of unused rows are left out at last.
@@ -167,7 +167,7 @@ def quantize(
             codes = first_rows(codes, used)
         return Quantized(codes, step, low, x.shape, x.dtype.name), bad
 
-    def decode(node):
+    def decode(node, constants):
         used = node.codes.used if is_sized(node.codes) else None
         layout = Layout.of(node.shape, sized=used is not None, **how)
         *_, width = layout.packing(bits)
@@ -189,24 +189,7 @@ def quantize(
 
     name = f"quantize({bits},{axis}{group if axis == 'group' else ''},{mode},{rounding}"
     name += ",power_of_two)" if power_of_two else ")"
-
-    def encode_tree(x, state, ctx):
-        counts = [state["nonfinite"]]
-
-        def one(*args):
-            node, bad = encode(*args)
-            counts.append(bad)
-            return node
-
-        message, _ = on_leaves(one, decode, name=name).encode(x, (), ctx)
-        return message, {"nonfinite": sum(counts)}
-
-    return dataclasses.replace(
-        on_leaves(encode, decode, name=name),
-        init=lambda spec: {"nonfinite": jnp.int32(0)},
-        encode=encode_tree,
-        exact=True,
-    )
+    return dataclasses.replace(counted(encode, decode, name=name), exact=True)
 
 
 def _good(x: jax.Array) -> jax.Array:

@@ -121,25 +121,27 @@ def on_leaves(
 
 
 def counted(
-    encode: Callable[..., tuple[Any, jax.Array]],
+    encode: Callable[..., tuple],
     decode: Callable[[Any, dict], Any],
     *,
     constants: Callable[[Tree], dict] = lambda spec: {},
+    more: tuple[str, ...] = (),
     smooth: bool = False,
     name: str,
 ) -> Codec:
     """As `on_leaves`, for a codec with constants that counts what it had to replace.
 
     Args:
-      encode: `(array, used or None, ctx, index, constants) -> (node, count)`, with the
-        count of replaced values as an int32 scalar.
+      encode: `(array, used or None, ctx, index, constants) -> (node, count, ...)`, with
+        the count of replaced values as an int32 scalar, and then those of `more`.
       decode: `(node, constants) -> array or Sized`.
       constants: `spec -> dict of arrays` that both ends hold alike.
+      more: names of what else is counted.
       smooth: see `Codec`.
       name: see `Codec`.
 
     Returns:
-      A codec whose state is the constants and the count, under "nonfinite".
+      A codec whose state is the constants and the counts: "nonfinite", and `more`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -152,19 +154,22 @@ def counted(
       1
     """
 
+    names = ("nonfinite", *more)
+
     def init(spec):
-        return {"nonfinite": jnp.int32(0), **constants(spec)}
+        return {**{count: jnp.int32(0) for count in names}, **constants(spec)}
 
     def encode_tree(x, state, ctx):
-        counts = [state["nonfinite"]]
+        counts = {count: state[count] for count in names}
 
         def one(*args):
-            node, count = encode(*args, state)
-            counts.append(count)
+            node, *new = encode(*args, state)
+            for count, n in zip(names, new, strict=True):
+                counts[count] = counts[count] + n
             return node
 
         message, _ = on_leaves(one, lambda node: node, name=name).encode(x, (), ctx)
-        return message, {**state, "nonfinite": sum(counts)}
+        return message, {**state, **counts}
 
     def decode_tree(message, state):
         back = on_leaves(lambda *_: None, lambda node: decode(node, state), name=name)
