@@ -4,6 +4,7 @@ import contextlib
 import pathlib
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from splitjax.core.tree import Tree
@@ -46,6 +47,7 @@ class Ledger:
             if not self.fresh:
                 self._open(self._checkpoints.latest())
             self._held = stack.pop_all()
+        self._syncs = ThreadPoolExecutor(1, "sync")
 
     @property
     def fresh(self) -> bool:
@@ -72,6 +74,21 @@ class Ledger:
         with room():
             return self._journal.append(kind, data, sync=sync)
 
+    @contextlib.contextmanager
+    def syncing(self) -> Iterator[None]:
+        """What was written is on disk when this ends; other work goes on meanwhile.
+
+        When it fails, that work was done on what a crash may lose: do not tell of it,
+        and open the ledger again.
+        """
+        assert self._journal is not None
+        future = self._syncs.submit(self._journal.sync)
+        try:
+            yield
+        finally:
+            with room():
+                future.result()
+
     def read(self, place: int) -> bytes:
         """What `write` put at a place."""
         assert self._journal is not None
@@ -90,6 +107,7 @@ class Ledger:
         """Lets the folder go."""
         if self._journal is not None:
             self._journal.close()
+        self._syncs.shutdown()
         self._held.close()
 
     def _open(self, step: int | None) -> None:

@@ -24,8 +24,8 @@ Key = tuple[int, int]  # tick and hop
 class Slot:
     """One edge's run, as the cloud has it: applied exactly once, and safe on disk.
 
-    A message is (run, slot, tick, hop, digest). It is in the journal before it is
-    applied; one that comes again is answered by the same bytes, and applied no more.
+    A message is (run, slot, tick, hop, digest). It is on disk, in the journal, before it
+    is answered; one that comes again is answered by the same bytes, and not applied.
     Checkpoints are taken where the edge has one, so both ends can return to one state.
 
     Args:
@@ -214,8 +214,10 @@ class Slot:
         while due := [key for key in sorted(self._held) if self.lane.is_due(*key)]:
             key = due[0]
             data, opened = self._held.pop(key)
-            self._ledger.write(CAME, data)
-            answer = self._apply(key, data, opened)
+            self._ledger.write(CAME, data, sync=False)
+            # A failed sync ends this slot: it is made anew of what is on disk.
+            with self._ledger.syncing():
+                answer = self._apply(key, data, opened)
             if answer is not None:
                 yield self._answer(key, answer)
             if self._ack[0] == key[0]:

@@ -102,6 +102,25 @@ def test_a_full_disk_is_told_and_when_there_is_room_the_run_goes_on(
     resume(both, "u", run, kept)
 
 
+def test_what_may_not_be_on_disk_is_not_answered(served, monkeypatch):
+    both, one = served("u"), model("u")
+    edge, steps = one.edge(both.dial), batches(STEPS)
+    run, kept = kept_at(edge, one, steps)
+
+    def failing(file):
+        raise OSError(errno.EIO, "Input/output error")
+
+    sent = both.cloud.meter.totals(kind="train")["bytes_down"]
+    with monkeypatch.context() as patched:
+        patched.setattr(journal_module.os, "fsync", failing)
+        with pytest.raises(Refused, match="takes no more") as caught:
+            run_all(edge, run, steps[SAVED:])
+    assert caught.value.code == "storage"
+    assert both.cloud.meter.totals(kind="train")["bytes_down"] == sent
+    edge.close()
+    resume(both, "u", run, kept)
+
+
 @pytest.mark.slow
 def test_a_real_limit_is_told_at_the_journal_and_at_the_checkpoint(tmp_path):
     root = pathlib.Path(__file__).parents[2]
