@@ -24,8 +24,8 @@ Key = tuple[int, int]  # tick and hop
 class Slot:
     """One edge's run, as the cloud has it: applied exactly once, and safe on disk.
 
-    A message is (run, slot, tick, hop, digest). It is on disk, in the journal, before it
-    is answered; one that comes again is answered by the same bytes, and not applied.
+    A message is (run, slot, tick, hop, digest). It is in the journal on disk before it
+    is answered; one that comes again has the same answer, and is not applied again.
     Checkpoints are taken where the edge has one, so both ends can return to one state.
 
     Args:
