@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from splitjax.core.factor import Factor, materialize, register_factor
+from splitjax.core.factor import Factor, dot, materialize, register_factor
 from splitjax.core.tree import Tree, is_float
 
 
@@ -32,7 +32,7 @@ class LowRank(Factor):
 
     def dot(self, x: jax.Array) -> jax.Array:
         """`x (..., I)` times the kernel, through its R dimensions."""
-        return ((x @ self.v) @ self.s) @ self.u
+        return dot(self.u, dot(self.s, dot(self.v, x)))
 
 
 def fit(kernel: jax.Array, rank: int) -> LowRank:
