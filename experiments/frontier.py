@@ -1,7 +1,9 @@
-"""Sweeps place, rank, skip and bits: score against measured bytes.
+"""Sweeps any options: score against measured bytes and, with attacks, what leaks.
 
 Example: python -m experiments.frontier --config=configs/sft_stsb.py \
   --grid='layer=1,2 rank=32' --grid='layer=2 rank=8,16 forward_bits=2,4'
+
+With --config.attack="('inversion','dcor')" every point is attacked, too.
 """
 
 import dataclasses
@@ -27,8 +29,12 @@ def main(_: list[str]) -> None:
     experiment, workdir = LAUNCH.experiment, LAUNCH.workdir
     workdir.mkdir(parents=True, exist_ok=True)
     rows: list[dict] = []
-    for point in ({"mode": "unsplit"}, *frontier.points(GRID.value, experiment)):
-        name = frontier.name_of(point)
+    # Without a cut nothing is sent that could be attacked.
+    for point in (
+        {"mode": "unsplit", "attack": ()},
+        *frontier.points(GRID.value, experiment),
+    ):
+        name = "mode=unsplit" if not rows else frontier.name_of(point)
         one = dataclasses.replace(experiment, **point)
         summaries = []
         for seed in experiment.seeds:
@@ -38,6 +44,7 @@ def main(_: list[str]) -> None:
         (workdir / "frontier.json").write_text(json.dumps(rows, indent=2) + "\n")
         (workdir / "frontier.md").write_text(frontier.table(rows) + "\n")
         frontier.plot(rows, workdir / "frontier.png", title=experiment.task)
+        frontier.plot_leaks(rows, workdir / "leaks.png")
     sys.stdout.write(f"\n{frontier.table(rows)}\n\nSee {workdir / 'frontier.png'}\n")
 
 

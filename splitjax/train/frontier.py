@@ -8,7 +8,7 @@ from typing import Any
 
 from splitjax.core.tree import nearest
 from splitjax.train.experiment import Experiment
-from splitjax.train.report import markdown, mean_and_deviation
+from splitjax.train.report import leaks_of, markdown, mean_and_deviation
 
 MOST_POINTS = 24
 
@@ -105,7 +105,7 @@ def name_of(point: dict[str, Any]) -> str:
 def row(name: str, summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What a frontier says of one point, from the summaries of its seeds."""
     mean, deviation = mean_and_deviation([s["metric"] for s in summaries])
-    first = summaries[0]
+    first, leaks = summaries[0], [leaks_of(s) for s in summaries]
     return {
         "name": name,
         "value": round(mean, 5),
@@ -119,14 +119,20 @@ def row(name: str, summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "edge_share": first["edge_share"],
         "seeds": [s["seed"] for s in summaries],
         "seconds": round(sum(s["seconds"] for s in summaries), 1),
+        "leaks": {n: mean_and_deviation([f[n] for f in leaks])[0] for n in leaks[0]},
     }
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table; the first is the un-split run."""
+    """The rows as a Markdown table; the first is the un-split run.
+
+    What attacks found has a column for each figure, where an attack was made.
+    """
     base = rows[0]["value"]
     unit = rows[0]["unit"]
     head = ("point", unit, "to un-split", "ratio", "edge FLOPs", "before", "seconds")
+    leaks = _leaks(rows)
+    head += tuple(name.replace("_", " ") for name in leaks)
     cells = [
         (
             r["name"],
@@ -137,6 +143,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{r['edge_share']:.0%}",
             f"{r['before']:.4f}",
             f"{r['seconds']:.0f}",
+            *(f"{r['leaks'][n]:.4f}" if n in r["leaks"] else "-" for n in leaks),
         )
         for r in rows
     ]
@@ -192,6 +199,35 @@ def plot(rows: Sequence[dict[str, Any]], path: pathlib.Path, title: str = "") ->
     )
     figure.legend(loc="outside lower center", fontsize=8, ncols=2)
     figure.savefig(path, dpi=120)
+
+
+def plot_leaks(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
+    """Draws score against what each attack found, one panel for each figure of theirs.
+
+    The points have the numbers of `plot`. Nothing is drawn where no attack was made.
+    """
+    from matplotlib.figure import Figure
+
+    if not (leaks := _leaks(rows)):
+        return
+    figure = Figure(figsize=(4 * len(leaks), 4), layout="constrained")
+    shown = [r for r in rows[1:] if r["ratio"]]
+    panels = figure.subplots(1, len(leaks), squeeze=False)[0]
+    for axes, name in zip(panels, leaks, strict=True):
+        axes.axhline(rows[0]["value"], color="gray", ls="--")
+        for number, r in enumerate(shown, 1):
+            if name in r["leaks"]:
+                at = r["leaks"][name], r["value"]
+                axes.plot(*at, "o")
+                axes.annotate(
+                    str(number), at, textcoords="offset points", xytext=(6, -4)
+                )
+        axes.set(xlabel=name.replace("_", " "), ylabel=rows[0]["unit"])
+    figure.savefig(path, dpi=120)
+
+
+def _leaks(rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for r in rows for name in r["leaks"]))
 
 
 def _label(r: dict[str, Any]) -> str:

@@ -93,6 +93,24 @@ def test_rows_are_means_over_seeds(rows):
     assert "0.7500" in lines[3] and "-10.00" in lines[3] and "120.0x" in lines[3]
 
 
+def test_what_leaks_has_columns_and_a_picture(rows, tmp_path):
+    frontier.plot_leaks(rows, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+    assert "dcor" not in frontier.table(rows)
+    attacked = [
+        {**summary(seed, 0.75, 120.0), "attacks": {"dcor": {"dcor_up": leak}}}
+        for seed, leak in ((0, 0.5), (1, 0.25))
+    ]
+    rows.append(frontier.row("rank=4", attacked))
+    assert rows[2]["leaks"] == {"dcor_up": 0.375}
+    lines = frontier.table(rows).splitlines()
+    assert "dcor up" in lines[0]
+    assert lines[3].split("|")[-2].strip() == "-"
+    assert lines[4].split("|")[-2].strip() == "0.3750"
+    frontier.plot_leaks(rows, tmp_path / "some.png")
+    assert (tmp_path / "some.png").stat().st_size > 1000
+
+
 def test_the_picture_shows_the_points(rows, tmp_path):
     from matplotlib import image
 
