@@ -176,6 +176,8 @@ def delta(
                 "In a run the batch has them as 'ids'"
             )
         ids = jnp.asarray(ctx.ids if count else -1, jnp.int32)  # none for no floats
+        if ids.shape not in ((), (count,)):
+            raise ValueError(f"delta: ids {ids.shape} for {count} examples: one each")
         ids = jnp.broadcast_to(ids, (count,))
         had, rows = state["memory"], Rows(rest, gaps, count)
         padded = recall(had, gaps, count)

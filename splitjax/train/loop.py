@@ -86,6 +86,11 @@ def open_run(
                 "each visit, so that nothing settles: take edge_dropout=False (it "
                 "learns still) or frozen_edge=True"
             )
+    if driver.remembers and experiment.epochs == 1:
+        logging.warning(
+            "a codec remembers examples, and in one epoch none comes again: each is "
+            "sent whole. Train for more epochs, or take another codec"
+        )
     if parts.send_once:
         driver.keep(Frames(checkpoints.folder / "frames", state.step))
     return Run(parts, driver, state, facts, checkpoints)

@@ -175,6 +175,9 @@ def test_without_ids_or_memory_it_says_what_is_missing():
         codec.encode(jnp.asarray(X), state, Context())
     with pytest.raises(ValueError, match="taken out, and not filled in"):
         codec.encode(jnp.asarray(X), blank(state), Context(ids=jnp.arange(3)))
+    for ids in (jnp.arange(2), jnp.arange(6)):  # another micro-batch's
+        with pytest.raises(ValueError, match=r"ids \(.*\) for 3 examples"):
+            codec.encode(jnp.asarray(X), state, Context(ids=ids))
 
 
 @pytest.mark.parametrize(

@@ -80,3 +80,15 @@ def test_dropout_at_the_edge_is_warned_of(options, tmp_path, caplog):
         run = loop.open_run(options(**{"forward": DELTA, **more}), 0, folder)
         assert isinstance(run.driver, Local) and run.driver.remembers
         assert ("nothing settles" in caplog.text) == warned
+
+
+def test_examples_that_never_come_again_are_warned_of(options, tmp_path, caplog):
+    for epochs, forward, warned in (
+        (1, DELTA, True),
+        (2, DELTA, False),
+        (1, "", False),
+    ):
+        caplog.clear()
+        given = options(**({"forward": forward} if forward else {}), epochs=epochs)
+        loop.open_run(given, 0, tmp_path / f"{epochs}{bool(forward)}")
+        assert ("none comes again" in caplog.text) == warned
