@@ -24,6 +24,8 @@ from splitjax.core.factor import (
 )
 from splitjax.core.tree import is_float, path_name, where
 from splitjax.factors.low_rank import low_rank
+from splitjax.factors.mpo_fit import mpo
+from splitjax.factors.mpo_plan import mpo_plan
 from splitjax.factors.product import Product
 from splitjax.models.dense import Dense
 from splitjax.storage.checkpoint import Checkpoints
@@ -75,6 +77,8 @@ FACTORS = [
     Member("low_rank", low_rank(2)),
     Member("low_rank, full", low_rank(OUT), exact=True),
     Member("product", two, exact=True),
+    Member("mpo", mpo(mpo_plan(IN, OUT, 3)), exact=True),
+    Member("mpo, truncated", mpo(mpo_plan(IN, OUT, 2, max_bond=2))),
 ]
 law = pytest.mark.parametrize("member", FACTORS, ids=str)
 batched = pytest.mark.parametrize("member", [m for m in FACTORS if m.batch], ids=str)
