@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from splitjax.core.factor import Factor, dot, materialize, register_factor
-from splitjax.core.tree import Tree, is_float
+from splitjax.core.tree import Tree
+from splitjax.factors.product import matrix
 
 
 @register_factor
@@ -66,20 +67,7 @@ def fit(kernel: jax.Array, rank: int) -> LowRank:
       Eckart and Young, The approximation of one matrix by another of lower rank, 1936.
     """
     kernel = materialize(kernel)
-    if not is_float(kernel):
-        raise ValueError(f"a low-rank fit needs floats; this leaf is {kernel.dtype}")
-    dense = np.asarray(kernel.astype(jnp.float32), np.float64)
-    if dense.ndim < 2:
-        raise ValueError(f"a low-rank fit needs a matrix; this leaf is {dense.shape}")
-    full = min(dense.shape[-2:])
-    if not 1 <= rank <= full:
-        raise ValueError(
-            f"rank {rank} of a kernel {dense.shape}: it must be from 1 to {full}"
-        )
-    if not np.isfinite(dense).all():
-        raise ValueError("the kernel holds NaN or infinity: it has no decomposition")
-    if not dense.any():
-        raise ValueError("the kernel is all zeros: a low-rank fit of it cannot train")
+    dense = matrix(kernel, rank)
     left, values, right = np.linalg.svd(dense, full_matrices=False)
     middle = values[..., :rank, None] * np.eye(rank)
     parts = left[..., :rank], middle, right[..., :rank, :]

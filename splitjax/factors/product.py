@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from splitjax.core.factor import Factor, dot, register_factor
+from splitjax.core.factor import Factor, dot, materialize, register_factor
+from splitjax.core.tree import is_float
 
 
 @register_factor
@@ -72,6 +73,42 @@ def rank_keeping(share: float, shape: tuple[int, ...]) -> int:
     return min(rank, rows, columns)
 
 
+def matrix(kernel: jax.Array, rank: int) -> np.ndarray:
+    """A kernel as float64 on the host, fit for a decomposition of a rank.
+
+    Args:
+      kernel: (..., I, J), floating; a factor counts as the dense leaf it stands for.
+      rank: from 1 to min(I, J).
+
+    Raises:
+      ValueError: for a rank outside the range, a kernel of integers, with NaN or
+        infinity, or of zeros only, whose factors could not be trained.
+
+    Example:
+      >>> matrix(jnp.ones((2, 3)), 3)
+      Traceback (most recent call last):
+      ...
+      ValueError: rank 3 of a kernel (2, 3): it must be from 1 to 2
+    """
+    kernel = materialize(kernel)
+    if not is_float(kernel):
+        raise ValueError(f"a low-rank fit needs floats; this leaf is {kernel.dtype}")
+    wide = kernel if kernel.dtype.itemsize > 4 else kernel.astype(jnp.float32)
+    dense = np.asarray(wide, np.float64)
+    if dense.ndim < 2:
+        raise ValueError(f"a low-rank fit needs a matrix; this leaf is {dense.shape}")
+    full = min(dense.shape[-2:])
+    if not 1 <= rank <= full:
+        raise ValueError(
+            f"rank {rank} of a kernel {dense.shape}: it must be from 1 to {full}"
+        )
+    if not np.isfinite(dense).all():
+        raise ValueError("the kernel holds NaN or infinity: it has no decomposition")
+    if not dense.any():
+        raise ValueError("the kernel is all zeros: a low-rank fit of it cannot train")
+    return dense
+
+
 def halves(left: np.ndarray, values: np.ndarray, right: np.ndarray, dtype) -> Product:
     """A product with the singular values shared evenly: both sides learn alike.
 
@@ -90,3 +127,36 @@ def halves(left: np.ndarray, values: np.ndarray, right: np.ndarray, dtype) -> Pr
     root = np.sqrt(values)
     a, b = left * root[..., None, :], root[..., :, None] * right
     return Product(jnp.asarray(a, dtype), jnp.asarray(b, dtype))
+
+
+def balanced(a: np.ndarray, b: np.ndarray, dtype) -> Product:
+    """The same product with its singular values shared evenly by both sides.
+
+    Args:
+      a: (..., I, R).
+      b: (..., R, J).
+      dtype: of the factors.
+
+    Example:
+      >>> made = balanced(np.array([[9.0]]), np.array([[1.0]]), jnp.float32)
+      >>> np.abs(made.a).round(4).tolist(), np.abs(made.b).round(4).tolist()
+      ([[3.0]], [[3.0]])
+    """
+    first, r = np.linalg.qr(a)
+    last, s = np.linalg.qr(np.swapaxes(b, -1, -2))
+    u, values, v = np.linalg.svd(r @ np.swapaxes(s, -1, -2))
+    return halves(first @ u, values, v @ np.swapaxes(last, -1, -2), dtype)
+
+
+def svd(kernel: jax.Array, rank: int) -> Product:
+    """The nearest product of a rank: see `low_rank.fit`, in the form of two factors.
+
+    Example:
+      >>> svd(jnp.diag(jnp.array([4.0, 1.0])), 1).materialize().round(4).tolist()
+      [[4.0, 0.0], [0.0, 0.0]]
+    """
+    dense = matrix(kernel, rank)
+    left, values, right = np.linalg.svd(dense, full_matrices=False)
+    dtype = materialize(kernel).dtype
+    parts = left[..., :rank], values[..., :rank], right[..., :rank, :]
+    return halves(*parts, dtype)

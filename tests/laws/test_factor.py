@@ -27,6 +27,7 @@ from splitjax.factors.low_rank import low_rank
 from splitjax.factors.mpo_fit import mpo
 from splitjax.factors.mpo_plan import mpo_plan
 from splitjax.factors.product import Product
+from splitjax.factors.weighted import entries, rows
 from splitjax.models.dense import Dense
 from splitjax.storage.checkpoint import Checkpoints
 
@@ -79,6 +80,8 @@ FACTORS = [
     Member("product", two, exact=True),
     Member("mpo", mpo(mpo_plan(IN, OUT, 3)), exact=True),
     Member("mpo, truncated", mpo(mpo_plan(IN, OUT, 2, max_bond=2))),
+    Member("fwsvd", lambda kernel: rows(2)(kernel, jnp.abs(kernel))),
+    Member("wsvd", lambda kernel: entries(2, iterations=2)(kernel, jnp.abs(kernel))),
 ]
 law = pytest.mark.parametrize("member", FACTORS, ids=str)
 batched = pytest.mark.parametrize("member", [m for m in FACTORS if m.batch], ids=str)

@@ -1,0 +1,137 @@
+"""Where plain SVD fails, and a tree of kernels factored with that in mind."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from splitjax.core.factor import factorize, is_factor, materialize
+from splitjax.core.tree import Tree, path_name
+from splitjax.factors.fwsvd import weights_of
+from splitjax.factors.product import saves, svd
+from splitjax.factors.weighted import Report, wsvd
+
+Rank = int | Callable[[tuple[int, ...]], int]
+
+
+def spread(weights: jax.Array) -> float:
+    """The deviation of the weights in parts of their mean: 0 where plain SVD is best.
+
+    Where it is large, plain SVD spends its rank on entries that do not matter. On
+    kernels of one kind it ranks them nearly as the measured gap does.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> spread(jnp.ones((2, 2))), spread(jnp.array([[0.0, 2.0]]))
+      (0.0, 1.0)
+
+    Differs:
+      The second paper has a measure of its own, whose formula could not be read.
+    """
+    found = np.asarray(weights, np.float64)
+    return float(weights_of(found, found.shape).std())
+
+
+def svd_gap(kernel: jax.Array, weights: jax.Array, rank: int, **options: Any) -> float:
+    """What plain SVD loses in parts of the best product found: the deciding measure.
+
+    Args:
+      kernel: (I, J).
+      weights: (I, J).
+      rank: of both.
+      **options: of `weighted.wsvd`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> round(svd_gap(jnp.diag(jnp.array([4.0, 3.0, 2.0])), jnp.ones((3, 3)), 1), 4)
+      1.0
+    """
+    return wsvd(kernel, weights, rank, **options)[1].gap
+
+
+def factorize_weighted(
+    params: Tree,
+    weights: Tree,
+    where: Callable[[Tree], Tree],
+    rank: Rank,
+    *,
+    least_gap: float = 1.05,
+    least_spread: float = 0.0,
+    **options: Any,
+) -> tuple[Tree, dict[str, Report]]:
+    """Products in the place of the chosen kernels: weighted where plain SVD fails.
+
+    A kernel whose weights are nearly even is not solved for, one whose measured gap is
+    small keeps its plain SVD, and one of which a product of this rank would hold as
+    many numbers stays dense. A leaf that stands at one place of the tree and is read at
+    two (a tied one) is factored once; its weights are those of both uses.
+
+    Args:
+      params: the parameters.
+      weights: of the same structure, as `fisher` gives them.
+      where: which kernels, each (I, J).
+      rank: a number, or a function of the kernel's shape.
+      least_gap: below it plain SVD is kept; 1 never keeps it but where it is the best.
+      least_spread: below it no solver runs.
+      **options: of `weighted.wsvd`.
+
+    Returns:
+      The parameters, and a report for the path of each chosen kernel: `chosen` is what
+      stands there, `losses` has what it was chosen from.
+
+    Raises:
+      ValueError: as `factorize` and `wsvd` do.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from splitjax.core.tree import where
+      >>> params = {"a": jnp.eye(4, 6), "b": jnp.eye(2)}
+      >>> new, told = factorize_weighted(params, jax.tree.map(jnp.ones_like, params),
+      ...     where("a|b"), 1)
+      >>> told["a"].chosen, told["b"].chosen, new["b"] is params["b"]
+      ('svd', 'dense', True)
+    """
+    found, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_factor)
+    nodes = [node.spec if is_factor(node) else node for _, node in found]
+    chosen = treedef.flatten_up_to(where(treedef.unflatten(nodes)))
+    told: dict[str, Report] = {}
+    thin = []
+    for (path, _), node, yes in zip(found, nodes, chosen, strict=True):
+        worth = yes and saves(node.shape, _rank(rank, node.shape))
+        thin.append(worth)
+        if yes:
+            told[path_name(path)] = Report(0, "dense", {}, 0.0, 1.0)
+    if not any(thin) and any(chosen):
+        return params, told
+    names = iter([path_name(p) for (p, _), yes in zip(found, thin, strict=True) if yes])
+
+    def fit(kernel, f):
+        factor, report = _rescued(
+            kernel,
+            f,
+            _rank(rank, materialize(kernel).shape),
+            least_gap,
+            least_spread,
+            options,
+        )
+        told[next(names)] = report
+        return factor
+
+    return factorize(fit, params, lambda tree: treedef.unflatten(thin), weights), told
+
+
+def _rank(rank: Rank, shape: tuple[int, ...]) -> int:
+    return rank(shape) if callable(rank) else rank
+
+
+def _rescued(kernel, weights, rank, least_gap, least_spread, options):
+    kernel = materialize(kernel)
+    uneven = float(weights_of(weights, kernel.shape).std())
+    if uneven < least_spread:
+        return svd(kernel, rank), Report(rank, "svd", {}, uneven, 1.0)
+    factor, report = wsvd(kernel, weights, rank, **options)
+    if report.gap >= least_gap or report.chosen == "svd":
+        return factor, report
+    kept = Report(rank, "svd", report.losses, uneven, report.gap, report.trace)
+    return svd(kernel, rank), kept
