@@ -120,19 +120,26 @@ def one_program(experiment: Experiment) -> Step:
 def one_process(b: Any) -> list[dict[str, Any]]:
     """The split step with both halves in this process, against the un-split step.
 
+    One program stands against one program, and the driver against the driver.
+
     Args:
       b: see `bench_processes.Bench`.
     """
     made = recipes(dataclasses.replace(b.base, micro=1, in_flight=1))
-    reference = "un-split"
-    plan = {
-        "float32, one program": one_program(made["float32"]),
-        "this config, one program": one_program(made["this config"]),
+    reference, whole = "un-split", ", one program"
+    programs = {
+        f"{name}{whole}": one_program(made[name])
+        for name in ("float32", "this config", reference)
     }
+    drivers = {}
     for name, experiment in made.items():
         for frames in (False, True):
             if not (frames and name == reference):
                 title = f"{name}, frames" if frames else name
-                plan[title] = stepper(experiment, frames=frames)[1]
-    times = interleaved(plan, rounds=b.rounds)
-    return rows(times, reference, {name: BOUND for name in plan if name != reference})
+                drivers[title] = stepper(experiment, frames=frames)[1]
+    times = interleaved({**programs, **drivers}, rounds=b.rounds)
+    found = []
+    for plan, against in ((programs, f"{reference}{whole}"), (drivers, reference)):
+        bounds = {name: BOUND for name in plan if name != against}
+        found += rows({name: times[name] for name in plan}, against, bounds)
+    return found
