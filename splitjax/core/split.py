@@ -19,7 +19,7 @@ from splitjax.core.cut import Cut
 from splitjax.core.keys import fold
 from splitjax.core.message import gradient_of, mask_of
 from splitjax.core.residuals import Residuals, Visit, restore, strip
-from splitjax.core.tree import Tree, combine, split_floats
+from splitjax.core.tree import Tree, combine, flat, split_floats
 
 Loss = Callable[[Tree, Tree], tuple[jax.Array, dict]]
 FORWARD, BACKWARD = "forward", "backward"
@@ -157,11 +157,11 @@ class Split:
                 params, state, x, key=key, train=train
             )
             loss = aux.pop("loss", jnp.float32(0))
-            metrics = aux
+            metrics = flat(aux)
             if last:
                 if target is not None:
                     value, own = self.loss(y, target)
-                    loss, metrics = loss + value, {**aux, **own}
+                    loss, metrics = loss + value, {**metrics, **own}
                 return loss, ((), y, loss, new_state, metrics)
             smooth, _ = split_smooth(self.links[index].forward)
             ctx = Context(fold(key, f"link_{index}"), mask_of(y), train)

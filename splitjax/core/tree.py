@@ -31,6 +31,17 @@ def path_name(path: tuple) -> str:
     return "/".join(parts)
 
 
+def flat(tree: Tree) -> dict[str, Any]:
+    """The leaves of a tree by their paths.
+
+    Example:
+      >>> flat({"layer_0/ffn": {"dropped": 0.5}, "norm": 1.0})
+      {'layer_0/ffn/dropped': 0.5, 'norm': 1.0}
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path): leaf for path, leaf in leaves}
+
+
 def where(
     pattern: str, *, is_leaf: Callable[[Any], bool] | None = None
 ) -> Callable[[Tree], Tree]:

@@ -124,7 +124,8 @@ def start(
 
 def _check(name: str, want: Tree, given: Tree) -> None:
     def named(tree):
-        leaves = jax.tree_util.tree_leaves_with_path(spec_of(materialize(tree)))
+        dense = jax.eval_shape(materialize, tree)
+        leaves = jax.tree_util.tree_leaves_with_path(spec_of(dense))
         return {path_name(path): (leaf.shape, str(leaf.dtype)) for path, leaf in leaves}
 
     want, given = named(want), named(given)
