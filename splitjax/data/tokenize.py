@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 
+from splitjax.data.gguf_tokenizer import gguf_tokenizer
 from splitjax.data.table import DataError, Table
 
 
@@ -43,11 +44,11 @@ class Tokenizer:
     """The tokenizer of a Hugging Face folder, without its own padding or truncation.
 
     Args:
-      folder: has tokenizer.json. (MiniLM's pads everything to 128 tokens by itself:
-        that is switched off.)
+      folder: has tokenizer.json (MiniLM's pads everything to 128 tokens by itself: that
+        is switched off), or one GGUF archive, which holds its tokenizer.
 
     Raises:
-      DataError: when there is no tokenizer.json.
+      DataError: when there is neither.
 
     Example:
       >>> from splitjax.data.synthetic import write_tokenizer
@@ -62,11 +63,30 @@ class Tokenizer:
         import tokenizers
 
         path = pathlib.Path(folder, "tokenizer.json")
-        if not path.is_file():
+        archives = sorted(pathlib.Path(folder).glob("*.gguf"))
+        if path.is_file():
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        elif len(archives) == 1:
+            self._tokenizer = gguf_tokenizer(archives[0])
+        else:
             raise DataError(f"there is no {path}: a model's folder holds its tokenizer")
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+
+    @property
+    def vocab(self) -> int:
+        """How many token ids there are."""
+        return self._tokenizer.get_vocab_size()
+
+    def ids(self, text: str) -> np.ndarray:
+        """The tokens of one long text, int32 (N,), without special ones around it."""
+        self._tokenizer.no_truncation()
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        return np.array(encoded.ids, np.int32)
+
+    def text(self, ids: np.ndarray) -> str:
+        """The text of tokens, special ones left out."""
+        return self._tokenizer.decode(np.asarray(ids).tolist())
 
     def encode(
         self,

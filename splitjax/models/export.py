@@ -5,14 +5,15 @@ import pathlib
 import shutil
 from typing import Any
 
-import numpy as np
 import safetensors.numpy
 
 from splitjax.core.factor import materialize
 from splitjax.core.tree import Tree
-from splitjax.models.bert_config import BertConfig, to_json
+from splitjax.models.decoder_config import DecoderConfig
+from splitjax.models.families import family_of
 from splitjax.models.folder import read_tensors
-from splitjax.models.name_table import Entry, entries
+from splitjax.models.name_table import tensors_of
+from splitjax.models.rope import halved
 
 # Copied from the folder that the weights came from, when it has them.
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
@@ -20,7 +21,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 def save(
     folder: str | pathlib.Path,
-    config: BertConfig,
+    config: Any,
     params: Tree,
     *,
     source: str | pathlib.Path | None = None,
@@ -29,7 +30,7 @@ def save(
 
     Args:
       folder: is made when it is not there.
-      config: the model's.
+      config: the model's, of a family in `families.FAMILIES`.
       params: by stage name. Factors are written as the dense leaves they stand for. A
         head is not written: its place is a checkpoint.
       source: the folder that the model came from. Its tokenizer is copied, and what
@@ -39,6 +40,7 @@ def save(
       ValueError: for squeezed parameters, or when a leaf is missing.
 
     Example:
+      >>> from splitjax.models.bert_config import BertConfig
       >>> save("/tmp/x", BertConfig(), {"layer_3/squeeze": {}})
       Traceback (most recent call last):
       ...
@@ -51,22 +53,20 @@ def save(
                 "factors.low_rank.merge first; a folder holds a dense model"
             )
     params = materialize(params)
+    if isinstance(config, DecoderConfig):
+        config, params = halved(config, params)
+    family = family_of(config.family)
+    table = [
+        entry
+        for entry in family.entries(config)
+        if entry.stage not in family.optional
+        or entry.path[0] in params.get(entry.stage, {})
+    ]
     tensors = dict(read_tensors(source)) if source else {}
-    seen: dict[str, np.ndarray] = {}
-    for entry in entries(config):
-        if entry.stage == "pool" and "pooler" not in params.get("pool", {}):
-            continue
-        array = np.asarray(_leaf(params, entry))
-        array = np.ascontiguousarray(array.T if entry.turned else array)
-        if entry.tensor in seen and (seen[entry.tensor] != array).any():
-            raise ValueError(
-                f"{entry.stage}/{'/'.join(entry.path)} differs from another layer's "
-                "copy; the folder holds one for all"
-            )
-        seen[entry.tensor] = array
+    new = tensors_of(table, params)
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    fields = to_json(config)
+    fields = family.to_json(config)
     if source:
         for name in TOKENIZER:
             if pathlib.Path(source, name).exists():
@@ -74,16 +74,5 @@ def save(
         fields = json.loads(pathlib.Path(source, "config.json").read_text()) | fields
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
     safetensors.numpy.save_file(
-        tensors | seen, folder / "model.safetensors", {"format": "pt"}
+        tensors | new, folder / "model.safetensors", {"format": "pt"}
     )
-
-
-def _leaf(params: Tree, entry: Entry) -> Any:
-    node = params
-    for part in (entry.stage, *entry.path):
-        if not isinstance(node, dict) or part not in node:
-            raise ValueError(
-                f"save misses the leaf {entry.stage}/{'/'.join(entry.path)}"
-            )
-        node = node[part]
-    return node

@@ -2,20 +2,41 @@
 
 import json
 import pathlib
+import re
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
 
 from splitjax.models.bert_config import BertConfig, from_json
 
-PREFIXES = ("bert.", "mpnet.")
-NOT_WEIGHTS = ("embeddings.position_ids",)
+PREFIXES = ("bert.", "mpnet.", "transformer.", "model.")
+# Buffers that older versions of the library saved: positions, masks, frequencies.
+NOT_WEIGHTS = re.compile(
+    r"embeddings\.position_ids|h\.\d+\.attn\.(masked_)?bias|.*\.rotary_emb\.inv_freq"
+)
 # Names from the years before 2019, which bert-base-uncased still has.
 RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
+def read_fields(folder: str | pathlib.Path) -> dict[str, Any]:
+    """The fields of a folder's config.json.
+
+    Raises:
+      FileNotFoundError: when it has none.
+
+    Example:
+      >>> import tempfile
+      >>> folder = tempfile.mkdtemp()
+      >>> _ = pathlib.Path(folder, "config.json").write_text('{"model_type": "gpt2"}')
+      >>> read_fields(folder)
+      {'model_type': 'gpt2'}
+    """
+    return json.loads(_file(folder, "config.json").read_text())
+
+
 def read_config(folder: str | pathlib.Path) -> BertConfig:
-    """The config of a folder.
+    """The config of a BERT-family folder.
 
     Args:
       folder: has a config.json.
@@ -33,7 +54,7 @@ def read_config(folder: str | pathlib.Path) -> BertConfig:
       >>> read_config(folder).layers
       2
     """
-    return from_json(json.loads(_file(folder, "config.json").read_text()))
+    return from_json(read_fields(folder))
 
 
 def read_tensors(folder: str | pathlib.Path) -> dict[str, np.ndarray]:
@@ -70,7 +91,7 @@ def read_tensors(folder: str | pathlib.Path) -> dict[str, np.ndarray]:
                     short = short.removeprefix(prefix)
                 for old, new in RENAMED.items():
                     short = short.replace(old, new)
-                if short not in NOT_WEIGHTS:
+                if not NOT_WEIGHTS.fullmatch(short):
                     out[short] = reader.get_tensor(name)
     return out
 

@@ -5,30 +5,29 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 
 from splitjax.core.factor import materialize
 from splitjax.core.keys import fold
 from splitjax.core.stage import Stage, output_spec
 from splitjax.core.tree import Tree, path_name, spec_of
-from splitjax.models.bert_config import BertConfig
-from splitjax.models.folder import read_config, read_tensors
-from splitjax.models.name_table import entries
+from splitjax.models.families import family_of
+from splitjax.models.folder import read_config as read_config
+from splitjax.models.folder import read_fields, read_tensors
+from splitjax.models.name_table import leaves_of
 
-MODEL = ("embeddings.", "encoder.", "pooler.")  # the rest belongs to heads
 
-
-def load(folder: str | pathlib.Path, config: BertConfig | None = None) -> Tree:
-    """The parameters of the dense model in a folder, by stage name, without a head.
+def load(folder: str | pathlib.Path, config: Any = None) -> Tree:
+    """The parameters of the dense model in a folder, by stage name.
 
     Args:
-      folder: has config.json and model.safetensors (or its shards and their index).
+      folder: has config.json and model.safetensors (or its shards and their index), of
+        a model in `families.FAMILIES`.
       config: the folder's by default. With fewer `layers` the first ones are read.
 
     Returns:
-      Float32 parameters of "embed" and of each layer's "attention" and "ffn"; of
-      "pool" too, when the folder has a pooler. Hand them to `start`.
+      Float32 parameters by stage name; of BERT without its heads, but with "pool" when
+      the folder has a pooler. Hand them to `start`.
 
     Raises:
       FileNotFoundError: when a file is missing.
@@ -41,30 +40,28 @@ def load(folder: str | pathlib.Path, config: BertConfig | None = None) -> Tree:
       ...
       FileNotFoundError: /nowhere is no folder; ...
     """
-    whole = read_config(folder)
-    config = config or whole
+    fields = read_fields(folder)
+    family = family_of(fields.get("model_type", ""))
+    whole = family.from_json(fields)
+    config = whole if config is None else config
     tensors = read_tensors(folder)
-    known = {entry.tensor for entry in entries(whole)}
-    strange = [name for name in tensors if name.startswith(MODEL) and name not in known]
-    found = [e for e in entries(config) if e.stage != "pool" or e.tensor in tensors]
-    missing = sorted({e.tensor for e in found if e.tensor not in tensors})
-    if missing or strange:
+    known = {name for e in family.entries(whole) for name in (e.tensor, e.instead)}
+    strange = [n for n in tensors if n.startswith(family.own) and n not in known]
+    if strange:
         raise ValueError(
-            f"{folder} does not fit its config: missing tensors {missing or 'none'}, "
-            f"unexpected tensors {strange or 'none'}"
+            f"{folder} does not fit its config: unexpected tensors {strange}"
         )
-    if other := [name for name in tensors if not name.startswith(MODEL)]:
+    if other := [name for name in tensors if name not in known]:
         logging.info("%s: passed over %s", folder, ", ".join(other))
-    params: dict[str, Any] = {}
-    for entry in found:
-        array = tensors[entry.tensor]
-        node = params.setdefault(entry.stage, {})
-        for part in entry.path[:-1]:
-            node = node.setdefault(part, {})
-        node[entry.path[-1]] = jnp.asarray(
-            array.T if entry.turned else array, jnp.float32
-        )
-    return params
+    table = [
+        entry
+        for entry in family.entries(config)
+        if entry.stage not in family.optional or entry.tensor in tensors
+    ]
+    try:
+        return leaves_of(table, tensors)
+    except ValueError as error:
+        raise ValueError(f"{folder} does not fit its config: {error}") from None
 
 
 def start(
@@ -92,7 +89,9 @@ def start(
         squeezed layer has no fitted parameters.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> from splitjax.models.bert import bert
+      >>> from splitjax.models.bert_config import BertConfig
       >>> stages = bert(BertConfig(vocab=9, width=4, heads=2, layers=1, ffn=8))
       >>> spec = {"ids": jax.ShapeDtypeStruct((1, 3), jnp.int32),
       ...     "mask": jax.ShapeDtypeStruct((1, 3), jnp.bool_)}
@@ -118,7 +117,8 @@ def start(
         params[stage.name], state[stage.name] = made
         _check(stage.name, want, params[stage.name])
         _check(stage.name, rest, state[stage.name])
-        spec = output_spec(stage, *made, spec)
+        ties = {other: params[other] for other in stage.reads}
+        spec = output_spec(stage, *made, spec, **({"tied": ties} if ties else {}))
     return params, state
 
 

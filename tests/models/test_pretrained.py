@@ -12,9 +12,9 @@ from splitjax.core.tree import spec_of
 from splitjax.models import heads
 from splitjax.models.bert import bert
 from splitjax.models.bert_config import to_json
+from splitjax.models.bert_table import entries
 from splitjax.models.export import save
 from splitjax.models.folder import read_config, read_tensors
-from splitjax.models.name_table import entries
 from splitjax.models.pretrained import load, start
 from splitjax.models.squeeze import Squeeze
 
@@ -136,8 +136,8 @@ def test_missing_files_are_named(tmp_path):
         load(tmp_path / "gone")
     with pytest.raises(FileNotFoundError, match="no config.json"):
         load(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(ValueError, match="gpt2.*bert, mpnet"):
+    (tmp_path / "config.json").write_text('{"model_type": "gptx"}')
+    with pytest.raises(ValueError, match="gptx.*bert, mpnet, gpt2"):
         load(tmp_path)
 
 

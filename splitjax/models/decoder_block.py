@@ -1,0 +1,204 @@
+"""The pieces of a decoder: embeddings, attention with a memory, feed-forward block."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from splitjax.core.tree import Tree
+from splitjax.models.bert_block import Norm
+from splitjax.models.decoder_config import DecoderConfig
+from splitjax.models.dense import Dense
+from splitjax.models.lookup import Lookup
+from splitjax.models.rope import rotate
+
+
+class RmsNorm(nn.Module):
+    """scale * x / sqrt(mean(x^2) + eps) over the last axis, in float32.
+
+    Example:
+      >>> layer = RmsNorm(0.0)
+      >>> x = jnp.array([[3.0, 3.0]])
+      >>> layer.apply(layer.init(jax.random.key(0), x), x).tolist()
+      [[1.0, 1.0]]
+
+    Reference:
+      Zhang and Sennrich, Root Mean Square Layer Normalization, 2019 (arXiv:1910.07467),
+      equation 4.
+    """
+
+    eps: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Norms x (..., D), whose dtype may be any float."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+        return (x * jnp.expand_dims(scale, tuple(range(x.ndim - 1)))).astype(self.dtype)
+
+
+def norm(config: DecoderConfig, dtype: Any, name: str = "norm") -> nn.Module:
+    """The norm of the family.
+
+    Example:
+      >>> type(norm(DecoderConfig(), jnp.float32)).__name__
+      'RmsNorm'
+    """
+    kind = Norm if config.family == "gpt2" else RmsNorm
+    return kind(config.eps, dtype, name=name)
+
+
+def dense(config: DecoderConfig, features: int, name: str, dtype: Any) -> Dense:
+    """A dense layer of the family, with a bias for gpt2.
+
+    Example:
+      >>> dense(DecoderConfig(), 4, "wi", jnp.float32).use_bias
+      False
+    """
+    init = nn.initializers.normal(config.init_std)
+    bias = config.family == "gpt2"
+    return Dense(features, bias, dtype=dtype, kernel_init=init, name=name)
+
+
+class Embed(nn.Module):
+    """{"ids", "mask"} (B, T) -> {"h": (B, T, D), "mask"}.
+
+    Parameters: `word/embedding` (V, D); for gpt2 `position/embedding`. An id outside of
+    the vocabulary gives NaN, and so does a session longer than the positions.
+    """
+
+    config: DecoderConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tree, *, train: bool) -> Tree:
+        """Looks tokens up, adds their places, drops some."""
+        c = self.config
+        ids, mask = _checked(x, c)
+        h = Lookup(c.vocab, c.width, c.init_std, name="word")(ids)
+        if c.family == "gpt2":
+            places = jnp.cumsum(mask, 1, dtype=jnp.int32) - 1
+            if self.has_variable("cache", "count"):
+                count = self.get_variable("cache", "count")
+                self.put_variable(
+                    "cache", "count", count + mask.sum(1, dtype=jnp.int32)
+                )
+                places = places + count[:, None]
+            table = Lookup(c.positions, c.width, c.init_std, name="position")
+            h = h + table(jnp.maximum(places, 0))
+        h = nn.Dropout(c.dropout)(h, deterministic=not train)
+        return {"h": h.astype(self.dtype), "mask": mask}
+
+
+class Attention(nn.Module):
+    """h -> h + out(softmax(q k / sqrt(W)) v) of LN(h), of no later token.
+
+    Positions count real tokens, so padding may be at either end. With a "cache" (see
+    `models.session`) it reads keys and values of earlier calls too; more tokens than it
+    has room for give NaN.
+
+    Parameters: `norm`; `query` (D, H W), `key`, `value` (D, kv W), `out` (H W, D): each
+    `kernel`, and `bias` for gpt2. Cache: `key`, `value` (B, S, kv, W), `mask` (B, S)
+    bool, `place` int32.
+    """
+
+    config: DecoderConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tree, *, train: bool) -> Tree:
+        """Maps {"h": (B, T, D), "mask": (B, T)} to the same."""
+        c, h, mask = self.config, x["h"], x["mask"]
+        b, t, _ = h.shape
+        y = norm(c, self.dtype)(h)
+
+        def split(name, heads):
+            made = dense(c, heads * c.head_width, name, self.dtype)(y)
+            return made.reshape(b, t, heads, c.head_width)
+
+        q, k = split("query", c.heads), split("key", c.kv_heads)
+        v = split("value", c.kv_heads)
+        if c.family == "llama":
+            places = jnp.cumsum(mask, 1, dtype=jnp.int32) - 1
+            if self.has_variable("cache", "mask"):
+                known = self.get_variable("cache", "mask")
+                places = places + known.sum(1, keepdims=True, dtype=jnp.int32)
+            q = rotate(q, places, c.rope_base, interleaved=c.interleaved)
+            k = rotate(k, places, c.rope_base, interleaved=c.interleaved)
+        k, v, real, first = self._remembered(k, v, mask)
+        s = k.shape[1]
+        # Each head of keys serves a group of heads of queries.
+        q = q.reshape(b, t, c.kv_heads, -1, c.head_width) * c.head_width**-0.5
+        scores = jnp.einsum("btkgw,bskw->bkgts", q, k).astype(jnp.float32)
+        past = (first + jnp.arange(t))[:, None] >= jnp.arange(s)[None]
+        seen = real[:, None, :] & past[None]
+        low = jnp.finfo(jnp.float32).min
+        scores = jnp.where(seen[:, None, None], scores, low)
+        weights = jax.nn.softmax(scores).astype(self.dtype)
+        weights = nn.Dropout(c.attention_dropout)(weights, deterministic=not train)
+        y = jnp.einsum("bkgts,bskw->btkgw", weights, v).reshape(b, t, c.width)
+        y = dense(c, c.width, "out", self.dtype)(y)
+        y = nn.Dropout(c.dropout)(y, deterministic=not train)
+        y = jnp.where(first + t > s, jnp.nan, y)
+        return {**x, "h": h + y}
+
+    def _remembered(self, k, v, mask):
+        """Keys, values and mask of all tokens so far, and the first new one's slot."""
+        if not self.has_variable("cache", "mask"):
+            return k, v, mask, jnp.int32(0)
+        place = self.get_variable("cache", "place")
+        out = []
+        for name, new in {"key": k, "value": v, "mask": mask}.items():
+            old = self.get_variable("cache", name)
+            new = new.astype(old.dtype)
+            whole = jax.lax.dynamic_update_slice_in_dim(old, new, place, 1)
+            self.put_variable("cache", name, whole)
+            out.append(whole)
+        self.put_variable("cache", "place", place + jnp.int32(k.shape[1]))
+        return *out, place
+
+
+class Ffn(nn.Module):
+    """h -> h + wo(gelu(wi(LN(h)))), or for llama h + wo(silu(gate(y)) * wi(y)).
+
+    Parameters: `norm`; `wi` (D, F), `wo` (F, D), for llama `gate` (D, F): each
+    `kernel`, and `bias` for gpt2.
+    """
+
+    config: DecoderConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tree, *, train: bool) -> Tree:
+        """Maps {"h": (B, T, D), "mask"} to the same."""
+        c = self.config
+        y = norm(c, self.dtype)(x["h"])
+        inner = dense(c, c.ffn, "wi", self.dtype)(y)
+        if c.family == "gpt2":
+            inner = jax.nn.gelu(inner, approximate=True)
+        else:
+            inner = jax.nn.silu(dense(c, c.ffn, "gate", self.dtype)(y)) * inner
+        y = dense(c, c.width, "wo", self.dtype)(inner)
+        y = nn.Dropout(c.dropout)(y, deterministic=not train)
+        return {**x, "h": x["h"] + y}
+
+
+def _checked(x: Tree, config: DecoderConfig) -> tuple[jax.Array, jax.Array]:
+    if not isinstance(x, dict) or set(x) != {"ids", "mask"}:
+        found = sorted(x) if isinstance(x, dict) else type(x).__name__
+        raise ValueError(f"a decoder reads a dict of ids and mask: {found}")
+    ids, mask = x["ids"], x["mask"]
+    if ids.ndim != 2 or mask.shape != ids.shape or mask.dtype != jnp.bool_:
+        raise ValueError(
+            "ids are int (B, T) and the mask is bool (B, T): "
+            f"{ids.dtype} {ids.shape} and {mask.dtype} {mask.shape}"
+        )
+    if ids.shape[1] > config.positions:
+        raise ValueError(
+            f"{ids.shape[1]} tokens do not fit {config.positions} positions: cut the "
+            "text into shorter windows"
+        )
+    return ids, mask

@@ -1,0 +1,70 @@
+"""The families of models that a Hugging Face folder may hold."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from splitjax.core.tree import nearest
+from splitjax.models import bert_config, bert_table, decoder_config, decoder_table
+from splitjax.models.name_table import Entry
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """How one family's folder is read and written.
+
+    Attributes:
+      config: its class of configs.
+      from_json: a config from the fields of a config.json.
+      to_json: undoes `from_json`.
+      entries: the name table of a config.
+      own: how the tensors of the model begin; others belong to heads.
+      optional: stages that a folder need not have.
+    """
+
+    config: type
+    from_json: Callable[[dict[str, Any]], Any]
+    to_json: Callable[[Any], dict[str, Any]]
+    entries: Callable[[Any], list[Entry]]
+    own: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+
+BERT = Family(
+    bert_config.BertConfig,
+    bert_config.from_json,
+    bert_config.to_json,
+    bert_table.entries,
+    ("embeddings.", "encoder.", "pooler."),
+    ("pool",),
+)
+GPT2 = Family(
+    decoder_config.DecoderConfig,
+    decoder_config.from_json,
+    decoder_config.to_json,
+    decoder_table.entries,
+    ("wte.", "wpe.", "h.", "ln_f."),
+)
+LLAMA = dataclasses.replace(GPT2, own=("embed_tokens.", "layers.", "norm."))
+
+# By the `model_type` of config.json.
+FAMILIES = {"bert": BERT, "mpnet": BERT, "gpt2": GPT2, "llama": LLAMA}
+
+
+def family_of(name: str) -> Family:
+    """The family of a `model_type`.
+
+    Raises:
+      ValueError: for a model that is not built here; those that are, are named.
+
+    Example:
+      >>> family_of("gpt3")
+      Traceback (most recent call last):
+      ...
+      ValueError: config.json has model_type 'gpt3': did you mean 'gpt2'? ...
+    """
+    if name not in FAMILIES:
+        raise ValueError(
+            f"config.json has model_type {name!r}: {nearest(name, tuple(FAMILIES))}"
+        )
+    return FAMILIES[name]

@@ -1,0 +1,50 @@
+"""A table of embeddings, which may be a factor."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from splitjax.core.factor import Factor, materialize
+
+
+class Lookup(nn.Module):
+    """y = embedding[ids]. Linen's own layer refuses a factor.
+
+    Parameters: `embedding` (V, D), float32. A factor is made dense on each call. An id
+    outside of the table gives NaN.
+
+    Attributes:
+      rows: V.
+      width: D.
+      init_std: of a fresh table.
+
+    Raises:
+      ValueError: when a table has another shape than (V, D).
+
+    Example:
+      >>> layer = Lookup(3, 2)
+      >>> ids = jnp.array([[0, 2]])
+      >>> layer.apply(layer.init(jax.random.key(0), ids), ids).shape
+      (1, 2, 2)
+    """
+
+    rows: int
+    width: int
+    init_std: float = 0.02
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """Rows (..., D) of the ids (...), int."""
+        shape = (self.rows, self.width)
+        if self.has_variable("params", "embedding"):
+            table = self.get_variable("params", "embedding")
+        else:
+            init = nn.initializers.normal(self.init_std)
+            table = self.param("embedding", init, shape, jnp.float32)
+        found = table.spec.shape if isinstance(table, Factor) else table.shape
+        if found != shape:
+            raise ValueError(
+                f"the table of {'/'.join(self.path) or 'this layer'} is {found}; "
+                f"expected {shape}"
+            )
+        return jnp.take(materialize(table), ids, axis=0)
