@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from splitjax.core.factor import Factor, cast_floats
 from splitjax.core.tree import Tree
+from splitjax.factors.product import Product
 from splitjax.models.dense import Dense
 
+PICTURES = ("NHWC", "HWIO", "NHWC")
 # Of variance 2 / fan-out, as ResNets and VGGs begin.
 KERNELS = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -49,7 +52,7 @@ def conv(
     stride: int = 1,
     bias: bool = True,
     dtype: Any = jnp.float32,
-) -> nn.Conv:
+) -> "Conv":
     """A square convolution whose output is its input's size over the stride.
 
     Parameters: `kernel` (size, size, I, J) and, with a bias, `bias` (J,), float32.
@@ -59,7 +62,7 @@ def conv(
       ((1, 1), (1, 1))
     """
     around = (size // 2, size // 2)
-    return nn.Conv(
+    return Conv(
         features,
         (size, size),
         (stride, stride),
@@ -70,6 +73,67 @@ def conv(
         kernel_init=KERNELS,
         name=name,
     )
+
+
+class Conv(nn.Conv):
+    """Flax's convolution of pictures, whose kernel may be a `Factor`.
+
+    A `Product` of kernels (H, W, I, R) and (1, 1, R, J) runs as the two convolutions
+    that it is; another factor as the kernel it stands for.
+
+    Raises:
+      ValueError: for a factor of another shape, or in a convolution of groups.
+
+    Example:
+      >>> layer = Conv(5, (3, 3))
+      >>> factor = Product(jnp.ones((3, 3, 2, 1)), jnp.ones((1, 1, 1, 5)))
+      >>> params = {"kernel": factor, "bias": jnp.zeros(5)}
+      >>> layer.apply({"params": params}, jnp.ones((1, 4, 4, 2))).shape
+      (1, 4, 4, 5)
+    """
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Maps pictures (B, H, W, I) to (B, H', W', J)."""
+        found = self.has_variable("params", "kernel")
+        factor = self.get_variable("params", "kernel") if found else None
+        if not isinstance(factor, Factor):
+            return super().__call__(inputs)
+        sides: Any = self.kernel_size
+        want = (*sides, inputs.shape[-1], self.features)
+        if factor.spec.shape != want or self.feature_group_count != 1:
+            raise ValueError(
+                f"a factor {factor.spec.shape} for a convolution {want} of "
+                f"{self.feature_group_count} groups: factors are for one group"
+            )
+        dtype = self.dtype or inputs.dtype
+        kernel: Any = cast_floats(factor, dtype)
+        # One with a product for each place of the window has a larger b.
+        product = isinstance(kernel, Product) and kernel.b.shape[:-2] == (1, 1)
+        first = kernel.a if product else kernel.materialize()
+        y = self._convolved(inputs.astype(dtype), first)
+        if product:
+            y = jax.lax.conv_general_dilated(
+                y, kernel.b, (1, 1), "VALID", dimension_numbers=PICTURES
+            )
+        if self.use_bias:
+            bias = self.get_variable("params", "bias").astype(dtype)
+            y = y + jnp.expand_dims(bias, (0, 1, 2))
+        return y
+
+    def _convolved(self, x, kernel):
+        def pair(value):
+            return (value, value) if isinstance(value, int) else tuple(value or (1, 1))
+
+        padding: Any = self.padding
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            pair(self.strides),
+            padding,
+            pair(self.input_dilation),
+            pair(self.kernel_dilation),
+            dimension_numbers=PICTURES,
+        )
 
 
 class Classifier(nn.Module):

@@ -1,4 +1,4 @@
-"""Residual networks for images (ResNet 18, 34, 50) as ordered stages."""
+"""Residual networks for images (ResNet 18 to 110) as ordered stages."""
 
 import dataclasses
 from typing import Any
@@ -13,6 +13,7 @@ from splitjax.models.batch_norm import BatchNorm
 from splitjax.models.convolution import Classifier, closed, conv, opened
 
 STEMS = ("cifar", "imagenet")
+SHORTCUTS = ("conv", "pad")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,8 @@ class ResNetConfig:
         otherwise 3x3, 3x3.
       width: of the first layer.
       stem: "imagenet": 7x7 of stride 2, then a pool of stride 2; "cifar": 3x3.
+      shortcut: where the shape changes: "conv": a 1x1 convolution and a norm; "pad":
+        every other place, and channels of zeros.
       bias: whether convolutions have one.
       stride_first: where a bottleneck halves: in its first 1x1 (as first published), or
         in the 3x3.
@@ -41,18 +44,27 @@ class ResNetConfig:
     bottleneck: bool = False
     width: int = 64
     stem: str = "cifar"
+    shortcut: str = "conv"
     bias: bool = False
     stride_first: bool = False
     eps: float = 1e-5
     momentum: float = 0.9
 
     def __post_init__(self):
-        """Checks the stem."""
+        """Checks the names."""
         if self.stem not in STEMS:
             raise ValueError(f"stem {self.stem!r}: {nearest(self.stem, STEMS)}")
+        if self.shortcut not in SHORTCUTS:
+            raise ValueError(
+                f"shortcut {self.shortcut!r}: {nearest(self.shortcut, SHORTCUTS)}"
+            )
 
 
+SMALL = ResNetConfig((3, 3, 3), width=16, shortcut="pad")  # table 6, for CIFAR
 CONFIGS = {
+    "resnet20": SMALL,
+    "resnet56": dataclasses.replace(SMALL, blocks=(9, 9, 9)),
+    "resnet110": dataclasses.replace(SMALL, blocks=(18, 18, 18)),
     "resnet18": ResNetConfig((2, 2, 2, 2)),
     "resnet34": ResNetConfig((3, 4, 6, 3)),
     "resnet50": ResNetConfig((3, 4, 6, 3), bottleneck=True),
@@ -92,7 +104,7 @@ class Block(nn.Module):
     """relu(shortcut(h) + branch(h)), the branch of two or three convolutions.
 
     Parameters: `conv_i/kernel`, maybe `conv_i/bias`, `norm_i`; `skip_conv` and
-    `skip_norm` where the shape changes. State: that of the norms.
+    `skip_norm` where the shape changes by a convolution. State: that of the norms.
     """
 
     config: ResNetConfig
@@ -124,7 +136,11 @@ class Block(nn.Module):
             y = nn.relu(normed(y, self.width, 3, self.stride, 1))
             y = normed(y, out, 3, 1, 2)
         if self.stride > 1 or h.shape[-1] != out:
-            h = normed(h, out, 1, self.stride, 0)
+            if c.shortcut == "conv":
+                h = normed(h, out, 1, self.stride, 0)
+            else:
+                h = h[:, :: self.stride, :: self.stride]
+                h = jnp.pad(h, ((0, 0),) * 3 + ((0, out - h.shape[-1]),))
         return closed(x, nn.relu(y + h))
 
 
@@ -148,7 +164,7 @@ def resnet(
 
     Reference:
       He et al., Deep Residual Learning for Image Recognition, 2015 (arXiv:1512.03385),
-      table 1.
+      tables 1 and 6.
 
     Differs: the stride of a bottleneck is in its 3x3 unless `stride_first`; the stem
       "cifar" keeps the widths of ImageNet's networks.

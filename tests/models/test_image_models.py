@@ -152,6 +152,30 @@ def test_sizes_are_those_published(name):
     assert list(out.values())[-2] == last.get(name, (7, 7, 512))
 
 
+@pytest.mark.parametrize(
+    "name, millions", [("resnet20", "0.27"), ("resnet56", "0.85"), ("resnet110", "1.7")]
+)
+def test_those_for_small_pictures_have_the_published_sizes(name, millions):
+    """Table 6 of He et al.; nothing is learned where the shape changes."""
+    count, out = shapes(resnet(CONFIGS[name], 10), 32)
+    digits = len(millions) - 2
+    assert f"{count / 1e6:.{digits}f}" == millions
+    assert list(out.values())[-2] == (8, 8, 64)
+
+
+def test_a_shortcut_without_parameters_is_every_other_place(key):
+    config = ResNetConfig((1, 1), width=4, shortcut="pad")
+    block = resnet(config, 3)[2]
+    x = jax.random.normal(key, (2, 8, 8, 4))
+    params, state = block.init(key, spec_of(x))
+    still = jax.tree.map(jnp.zeros_like, params)
+    y = block.apply(still, state, x, key=None, train=False)[0]
+    want = jnp.concatenate([jax.nn.relu(x[:, ::2, ::2]), jnp.zeros((2, 4, 4, 4))], -1)
+    np.testing.assert_array_equal(y, want)
+    with pytest.raises(ValueError, match="shortcut 'padd'.*'pad'"):
+        ResNetConfig((1,), shortcut="padd")
+
+
 def test_c3_sls_cuts_are_places():
     """At 32 x 32 they have 4,096 values (ResNet-50) and 2,048 (VGG-16)."""
     _, out = shapes(resnet(KERAS, 10), 32)

@@ -1,5 +1,7 @@
 """LRPET: what the projection keeps, when it runs, and what it refuses."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +10,29 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from splitjax.core.factor import Factor, materialize, register_factor
 from splitjax.core.matrix import Rule, as_matrix
+from splitjax.core.stage import join
+from splitjax.core.tree import path_name, spec_of
+from splitjax.factors.product import Product, svd
+from splitjax.factors.truncated import truncate
+from splitjax.metrics.macs import macs
+from splitjax.models.convolution import conv
+from splitjax.models.dense import Dense
+from splitjax.models.resnet import CONFIGS, resnet
 from splitjax.optim.energy import energy_project
 from splitjax.optim.lrpet import lrpet, project_params
 from splitjax.optim.ranks import at_rank, at_ratio, joined, rank_from_ratio
 
 KEY = jax.random.key(3)
+
+
+@register_factor
+class Doubled(Factor):
+    half: jax.Array
+
+    def materialize(self):
+        return 2 * self.half
 
 
 def normal(name, *shape, dtype=jnp.float32):
@@ -451,3 +470,90 @@ def test_a_choice_that_does_not_fit():
         at_ratio("w|same", {"w": 0.5})(TWO)
     with pytest.raises(ValueError, match="matrix of floats"):
         energy_project(jnp.ones((3, 3), jnp.int32), 1)
+
+
+# (f) 4 and 5: what a low rank costs, and its export.
+
+# Sheet, 1(c): multiply-adds in millions, parameters in millions (norms left out).
+COSTS = {
+    "resnet56": (0.57, "56.06", "0.394"),
+    "resnet110": (0.65, "93.78", "0.655"),
+    "resnet18": (0.58, "860.9", "5.814"),
+    "resnet34": (0.58, "1715.4", "10.511"),
+    "resnet50": (0.62, "1902.9", "12.887"),
+}
+SLOW = ("resnet110", "resnet34", "resnet50")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in COSTS],
+)
+def test_the_published_costs_to_the_printed_digits(name):
+    ratio, millions, parameters = COSTS[name]
+    small = name in ("resnet56", "resnet110")
+    config, size, classes = CONFIGS[name], 32, 10
+    if not small:
+        config = dataclasses.replace(config, stem="imagenet")
+        size, classes = 224, 1000
+    stages = join(resnet(config, classes))
+    x = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    params, state = jax.eval_shape(lambda: stages.init(jax.random.key(0), spec_of(x)))
+    convs = ".*/(conv|conv_.|skip_conv)/kernel"
+    low = truncate(params, at_ratio(convs, ratio, layout="conv"))
+    counted = macs(
+        lambda p, s, x: stages.apply(p, s, x, key=None, train=False)[0], low, state, x
+    )
+    rows = jax.tree_util.tree_leaves_with_path(low)
+    held = sum(a.size for path, a in rows if "norm" not in path_name(path))
+    digits = len(millions.partition(".")[2])
+    assert f"{counted / 1e6:.{digits}f}" == millions
+    assert f"{held / 1e6:.3f}" == parameters
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_factored_convolution_is_the_projected_one(stride):
+    layer = conv(6, 3, "conv", stride=stride)
+    x = normal(70, 2, 9, 9, 8)
+    params = layer.init(KEY, x)["params"]
+    params = {"kernel": params["kernel"], "bias": normal(71, 6)}
+    select = at_rank("kernel", 2, layout="conv")
+    low = project_params(params, select)
+    factored = truncate(low, select)
+    want = layer.apply({"params": low}, x)
+    found = layer.apply({"params": factored}, x)
+    assert isinstance(factored["kernel"], Product) and factored["bias"] is low["bias"]
+    np.testing.assert_allclose(found, want, atol=1e-5)
+    np.testing.assert_allclose(
+        materialize(factored)["kernel"], low["kernel"], atol=1e-6
+    )
+    # A factor that is no product, and one with a product for each place.
+    for other in (Doubled(low["kernel"] / 2), svd(low["kernel"], 6)):
+        found = layer.apply({"params": {**low, "kernel": other}}, x)
+        np.testing.assert_allclose(found, want, atol=1e-5)
+    with pytest.raises(ValueError, match="for one group"):
+        conv(7, 3, "conv").apply({"params": factored}, x)
+
+
+def test_a_factored_dense_layer_is_the_projected_one():
+    layer, x = Dense(6), normal(72, 5, 8)
+    params = {"kernel": normal(73, 8, 6), "bias": normal(74, 6)}
+    select = at_rank("kernel", 2)
+    low = project_params(params, select)
+    found = layer.apply({"params": truncate(low, select)}, x)
+    np.testing.assert_allclose(found, layer.apply({"params": low}, x), atol=1e-5)
+
+
+def test_an_export_of_zeros_and_of_what_saves_nothing():
+    """Sheet 1(d) 3: a layer of zeros is exported as zeros, not as the identity."""
+    params = {"z": jnp.zeros((3, 3, 8, 6)), "w": normal(75, 8, 6)}
+    plan = {"z": Rule(2, layout="conv"), "w": Rule(5)}
+    new = truncate(params, plan)
+    assert isinstance(new["z"], Product) and not new["z"].materialize().any()
+    assert new["w"] is params["w"]
+    stack = {"k": normal(76, 4, 3, 3, 8, 6)}
+    low = project_params(stack, {"k": Rule(2, layout="conv")})
+    made = truncate(low, {"k": Rule(2, layout="conv")})["k"]
+    np.testing.assert_allclose(made.materialize(), low["k"], atol=1e-5)
+    with pytest.raises(ValueError, match="NaN"):
+        truncate({"w": params["w"].at[0, 0].set(jnp.nan)}, {"w": Rule(1)})

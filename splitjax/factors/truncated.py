@@ -1,0 +1,74 @@
+"""Leaves of a plan as products: the form in which a low rank saves something."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from splitjax.core.factor import is_factor
+from splitjax.core.matrix import Plan, Rule, Select, as_matrix, from_matrix
+from splitjax.core.tree import Tree, path_name, spec_of
+from splitjax.factors.product import Product, saves, svd
+
+
+def truncate(params: Tree, select: Select | Plan) -> Tree:
+    """Puts the nearest product of its rank in the place of each leaf of a plan.
+
+    Of weights that `optim.lrpet` has projected it is the same function; of others it is
+    truncation. A convolution (..., H, W, I, J) becomes one to R channels and one of
+    1 x 1 from there: `Product(a (..., H, W, I, R), b (..., 1, 1, R, J))`, which
+    `models.convolution` runs as two. A leaf of zeros becomes a product of zeros. One
+    whose product would hold no fewer numbers stays dense.
+
+    Args:
+      params: the parameters; specs give specs, to count with.
+      select: which leaves, and their ranks: see `optim.ranks`.
+
+    Returns:
+      The parameters, all other leaves being the very same objects.
+
+    Raises:
+      ValueError: for a leaf that is not finite.
+
+    Example:
+      >>> params = {"k": jnp.ones((3, 3, 8, 6)), "bias": jnp.ones(6)}
+      >>> new = truncate(params, {"k": Rule(2, layout="conv")})
+      >>> new["k"].a.shape, new["k"].b.shape, new["k"].spec.shape
+      ((3, 3, 8, 2), (1, 1, 2, 6), (3, 3, 8, 6))
+
+    Reference:
+      K. Guo, Z. Lin, X. Xing, F. Liu, X. Xu, "Low-rank Projection and Energy Transfer",
+      2022, arXiv:2204.05566, as the authors' public code has it.
+    """
+    plan = select if isinstance(select, Mapping) else select(params)
+
+    def one(path, leaf):
+        rule = plan.get(path_name(path))
+        if rule is None or is_factor(leaf):
+            return leaf
+        matrix = jax.eval_shape(lambda a: as_matrix(a, rule.layout), spec_of(leaf))
+        rank = min(rule.rank, *matrix.shape[-2:])
+        if not saves(matrix.shape, rank):
+            return leaf
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.eval_shape(lambda a: _zeros(a, rule, rank), leaf)
+        if not jnp.any(leaf):
+            return _zeros(leaf, rule, rank)
+        return _shaped(svd(as_matrix(leaf, rule.layout), rank), leaf.shape, rule, rank)
+
+    return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_factor)
+
+
+def _shaped(made: Product, shape: tuple[int, ...], rule: Rule, rank: int) -> Product:
+    """The product of a matrix as that of its leaf."""
+    if rule.layout != "conv":
+        return made
+    a = from_matrix(made.a, (*shape[:-1], rank), "conv")
+    return Product(a, made.b[..., None, None, :, :])
+
+
+def _zeros(leaf: jax.Array, rule: Rule, rank: int) -> Product:
+    matrix = as_matrix(leaf, rule.layout)
+    *lead, rows, columns = matrix.shape
+    a, b = (jnp.zeros((*lead, *s), leaf.dtype) for s in ((rows, rank), (rank, columns)))
+    return _shaped(Product(a, b), leaf.shape, rule, rank)
