@@ -5,7 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 from splitjax.core.tree import nearest
-from splitjax.models import bert_config, bert_table, decoder_config, decoder_table
+from splitjax.models import (
+    bert_config,
+    bert_table,
+    decoder_config,
+    decoder_table,
+    t5_config,
+    t5_table,
+    vit_config,
+    vit_table,
+)
 from splitjax.models.name_table import Entry
 
 
@@ -46,9 +55,31 @@ GPT2 = Family(
     ("wte.", "wpe.", "h.", "ln_f."),
 )
 LLAMA = dataclasses.replace(GPT2, own=("embed_tokens.", "layers.", "norm."))
+T5 = Family(
+    t5_config.T5Config,
+    t5_config.from_json,
+    t5_config.to_json,
+    t5_table.entries,
+    ("shared.", "encoder.", "decoder."),
+)
+VIT = Family(
+    vit_config.VitConfig,
+    vit_config.from_json,
+    vit_config.to_json,
+    vit_table.entries,
+    ("embeddings.", "encoder.", "layernorm."),
+    ("head",),
+)
 
 # By the `model_type` of config.json.
-FAMILIES = {"bert": BERT, "mpnet": BERT, "gpt2": GPT2, "llama": LLAMA}
+FAMILIES = {
+    "bert": BERT,
+    "mpnet": BERT,
+    "gpt2": GPT2,
+    "llama": LLAMA,
+    "t5": T5,
+    "vit": VIT,
+}
 
 
 def family_of(name: str) -> Family:

@@ -10,10 +10,12 @@ from safetensors import safe_open
 
 from splitjax.models.bert_config import BertConfig, from_json
 
-PREFIXES = ("bert.", "mpnet.", "transformer.", "model.")
-# Buffers that older versions of the library saved: positions, masks, frequencies.
+PREFIXES = ("bert.", "mpnet.", "transformer.", "model.", "vit.")
+# What older versions of the library saved: positions, masks, frequencies, and T5's
+# one table of embeddings two more times.
 NOT_WEIGHTS = re.compile(
     r"embeddings\.position_ids|h\.\d+\.attn\.(masked_)?bias|.*\.rotary_emb\.inv_freq"
+    r"|(en|de)coder\.embed_tokens\.weight"
 )
 # Names from the years before 2019, which bert-base-uncased still has.
 RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}

@@ -19,6 +19,7 @@ class Entry(NamedTuple):
       turned: whether the tensor is (out, in, ...) and the leaf (..., in, out).
       part: (i, n): the leaf is part i of n equal ones along the tensor's last axis.
       instead: the tensor to read where `tensor` is absent.
+      joined: axes of the turned tensor that are one, the first, of the leaf.
     """
 
     stage: str
@@ -27,6 +28,7 @@ class Entry(NamedTuple):
     turned: bool = False
     part: tuple[int, int] = (0, 1)
     instead: str = ""
+    joined: tuple[int, ...] = ()
 
 
 def leaves_of(table: Iterable[Entry], tensors: Mapping[str, np.ndarray]) -> Tree:
@@ -55,6 +57,7 @@ def leaves_of(table: Iterable[Entry], tensors: Mapping[str, np.ndarray]) -> Tree
             )
         array = np.split(array, count, axis=-1)[index] if count > 1 else array
         array = np.moveaxis(array, (0, 1), (-1, -2)) if entry.turned else array
+        array = array.reshape(-1, array.shape[-1]) if entry.joined else array
         node = params.setdefault(entry.stage, {})
         for part in entry.path[:-1]:
             node = node.setdefault(part, {})
@@ -79,6 +82,7 @@ def tensors_of(table: Iterable[Entry], params: Tree) -> dict[str, np.ndarray]:
     parts: dict[str, dict[int, np.ndarray]] = {}
     for entry in table:
         array = np.asarray(_leaf(params, entry))
+        array = array.reshape(*entry.joined, -1) if entry.joined else array
         array = np.moveaxis(array, (-1, -2), (0, 1)) if entry.turned else array
         known = parts.setdefault(entry.tensor, {})
         if not np.array_equal(known.setdefault(entry.part[0], array), array):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 
 from splitjax.core.factor import materialize
@@ -51,6 +52,8 @@ def load(folder: str | pathlib.Path, config: Any = None) -> Tree:
         raise ValueError(
             f"{folder} does not fit its config: unexpected tensors {strange}"
         )
+    if getattr(config, "tied", False):
+        _check_tied(folder, tensors, family.entries(config)[0].tensor)
     if other := [name for name in tensors if name not in known]:
         logging.info("%s: passed over %s", folder, ", ".join(other))
     table = [
@@ -120,6 +123,15 @@ def start(
         ties = {other: params[other] for other in stage.reads}
         spec = output_spec(stage, *made, spec, **({"tied": ties} if ties else {}))
     return params, state
+
+
+def _check_tied(folder: str | pathlib.Path, tensors: dict, table: str) -> None:
+    head = tensors.get("lm_head.weight")
+    if head is not None and not np.array_equal(head, tensors.get(table, head)):
+        raise ValueError(
+            f"{folder} has a head that differs from its embeddings, though its config "
+            "ties them: load it with a config of `tied=False`"
+        )
 
 
 def _check(name: str, want: Tree, given: Tree) -> None:

@@ -1,4 +1,4 @@
-"""MPNet's relative position bias: a table of distances in buckets."""
+"""The relative position bias of MPNet and T5: a table of distances in buckets."""
 
 import functools
 import math
@@ -12,15 +12,20 @@ FARTHEST = 128
 
 
 @functools.lru_cache
-def buckets(length: int, count: int) -> np.ndarray:
+def buckets(
+    length: int, count: int, farthest: int = FARTHEST, causal: bool = False
+) -> np.ndarray:
     """The bucket of each pair of positions.
 
     Half of the buckets are for keys after the query. Of each half, the first half holds
-    one distance each; the rest widen with the logarithm up to a distance of 128.
+    one distance each; the rest widen with the logarithm up to the farthest distance.
 
     Args:
       length: T.
       count: how many buckets there are.
+      farthest: from which distance on all share the last bucket.
+      causal: whether all buckets are for keys before the query; later ones, which a
+        decoder never sees, then count as at no distance.
 
     Returns:
       int32 (T, T), query by key.
@@ -39,13 +44,15 @@ def buckets(length: int, count: int) -> np.ndarray:
     """
     places = np.arange(length)
     distance = places[None, :] - places[:, None]
-    half = count // 2
+    half = count if causal else count // 2
     exact = half // 2
-    far = np.abs(distance)
+    far = np.maximum(-distance, 0) if causal else np.abs(distance)
     ratio = np.log(np.maximum(far, 1).astype(np.float32) / np.float32(exact))
-    steps = ratio / np.float32(math.log(FARTHEST / exact)) * np.float32(half - exact)
+    steps = ratio / np.float32(math.log(farthest / exact)) * np.float32(half - exact)
     wide = np.minimum(exact + steps.astype(np.int32), half - 1)
-    table = np.where(distance > 0, half, 0) + np.where(far < exact, far, wide)
+    table = np.where((distance > 0) & (not causal), half, 0) + np.where(
+        far < exact, far, wide
+    )
     table = table.astype(np.int32)
     table.setflags(write=False)
     return table
@@ -69,6 +76,8 @@ class RelativeBias(nn.Module):
 
     count: int
     heads: int
+    farthest: int = FARTHEST
+    causal: bool = False
 
     @nn.compact
     def __call__(self, length: int) -> jax.Array:
@@ -78,4 +87,4 @@ class RelativeBias(nn.Module):
             "embedding", nn.initializers.normal(0.02), shape, jnp.float32
         )
         table = jax.lax.stop_gradient(table)
-        return table.T[:, buckets(length, self.count)]
+        return table.T[:, buckets(length, self.count, self.farthest, self.causal)]
