@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeVar, cast, dataclass_transform
+from typing import Any, ClassVar, TypeVar, cast, dataclass_transform
 
 import jax
 
@@ -19,6 +19,9 @@ class Factor:
     defines `materialize`, and `dot` where that is cheaper than the product with the
     dense leaf. It acts on the last two axes (I, J); leading axes are a batch.
 
+    Attributes:
+      closed: of a class: why no other transform may work on its arrays; empty: any may.
+
     Example:
       >>> import jax.numpy as jnp
       >>> @register_factor
@@ -31,6 +34,8 @@ class Factor:
       >>> outer.spec.shape, outer.dot(jnp.ones((5, 3))).shape
       ((3, 2), (5, 2))
     """
+
+    closed: ClassVar[str] = ""
 
     def materialize(self) -> jax.Array:
         """The dense leaf `(..., I, J)`.
@@ -175,8 +180,9 @@ def factorize(
       The parameters, the leaves that were not chosen being the very same objects.
 
     Raises:
-      ValueError: when nothing is chosen, when a tree has another structure, or when a
-        factor stands for another shape or dtype than its leaf.
+      ValueError: when nothing is chosen, when a tree has another structure, when a
+        chosen factor holds a closed one, or when a factor stands for another shape or
+        dtype than its leaf.
       TypeError: when `fit` returns something else than a `Factor`.
 
     Example:
@@ -199,6 +205,7 @@ def factorize(
     if not any(chosen):
         names = "\n  ".join(path_name(path) for path, _ in found)
         raise ValueError(f"factorize: where chooses no leaf of:\n  {names}")
+    refuse_closed(params, treedef.unflatten(chosen))
     rows = [_leaves(treedef, tree, index) for index, tree in enumerate(trees)]
 
     def one(path, node, yes, *others):
@@ -206,6 +213,43 @@ def factorize(
 
     paths = [path for path, _ in found]
     return treedef.unflatten(map(one, paths, nodes, chosen, *rows))
+
+
+def refuse_closed(params: Tree, chosen: Tree) -> None:
+    """Raises where a transform was to work on the arrays of a closed factor.
+
+    Args:
+      params: the parameters.
+      chosen: bools, of their structure or of a structure that begins theirs.
+
+    Raises:
+      ValueError: with the path of the first such array, and the reason.
+
+    Example:
+      >>> @register_factor
+      ... class Codes(Factor):
+      ...     codes: jax.Array
+      ...     closed = "codes are no numbers"
+      >>> refuse_closed({"kernel": Codes(1.0)}, {"kernel": True})
+      Traceback (most recent call last):
+      ...
+      ValueError: kernel/codes is closed: codes are no numbers
+    """
+
+    def one(path, yes, node):
+        if any(jax.tree.leaves(yes)):
+            found, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=_is_closed)
+            for below, factor in found:
+                if _is_closed(factor):
+                    inside = jax.tree_util.tree_leaves_with_path(factor)[0][0]
+                    name = path_name((*path, *below, *inside))
+                    raise ValueError(f"{name} is closed: {factor.closed}")
+
+    jax.tree_util.tree_map_with_path(one, chosen, params, is_leaf=_is_closed)
+
+
+def _is_closed(node: Any) -> bool:
+    return isinstance(node, Factor) and bool(node.closed)
 
 
 def _leaves(treedef, tree: Tree, index: int) -> list:

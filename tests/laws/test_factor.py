@@ -23,10 +23,12 @@ from splitjax.core.factor import (
     materialize,
 )
 from splitjax.core.tree import is_float, path_name, where
+from splitjax.factors import lora
 from splitjax.factors.low_rank import low_rank
 from splitjax.factors.mpo_fit import mpo
 from splitjax.factors.mpo_plan import mpo_plan
 from splitjax.factors.product import Product
+from splitjax.factors.smartdeal import smartdeal
 from splitjax.factors.weighted import entries, rows
 from splitjax.models.dense import Dense
 from splitjax.storage.checkpoint import Checkpoints
@@ -74,6 +76,13 @@ def two(kernel):
     return Product(kernel, eye)
 
 
+def adapted(kernel, trained=True):
+    """An adapter, as it begins (b is zero) or as it is after some training."""
+    factor = lora.fit(kernel, KEY, rank=2, alpha=4)
+    ends = {"a": kernel[..., :2], "b": kernel[..., :2, :]}
+    return dataclasses.replace(factor, **ends) if trained else factor
+
+
 FACTORS = [
     Member("low_rank", low_rank(2)),
     Member("low_rank, full", low_rank(OUT), exact=True),
@@ -82,6 +91,11 @@ FACTORS = [
     Member("mpo, truncated", mpo(mpo_plan(IN, OUT, 2, max_bond=2))),
     Member("fwsvd", lambda kernel: rows(2)(kernel, jnp.abs(kernel))),
     Member("wsvd", lambda kernel: entries(2, iterations=2)(kernel, jnp.abs(kernel))),
+    # The base is frozen; a learns nothing before b, which is zero at first, has moved.
+    Member("lora", adapted, still=("base",)),
+    Member("lora, fresh", lambda k: adapted(k, False), exact=True, still=("base", "a")),
+    Member("smartdeal", smartdeal(0.2, span=2)),
+    Member("smartdeal of a product", lambda k: smartdeal(0.2, span=2)(two(k))),
 ]
 law = pytest.mark.parametrize("member", FACTORS, ids=str)
 batched = pytest.mark.parametrize("member", [m for m in FACTORS if m.batch], ids=str)
