@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ Loss = Callable[[Tree, Tree], jax.Array]
 def fisher(
     loss: Loss,
     params: Tree,
-    batches: Iterable[tuple[Tree, jax.Array]],
+    batches: Iterable[tuple[Tree, Any]],
     *,
     where: Callable[[Tree], Tree] | None = None,
     rows: bool = False,

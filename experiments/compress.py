@@ -1,0 +1,30 @@
+"""Compresses a fine-tuned model, each way and to each size: cost, error and score.
+
+Example: python -m experiments.compress --config=configs/wsvd_minilm_stsb.py \
+  --config.shares='(0.5,)'
+"""
+
+import sys
+
+from absl import logging
+
+from splitjax.train import compress, flags
+
+LAUNCH = flags.define("configs/wsvd_minilm_stsb.py")
+
+
+def main(_: list[str]) -> None:
+    """Makes and prints the table of each seed."""
+    experiment = LAUNCH.experiment
+    for seed in experiment.seeds:
+        folder = LAUNCH.workdir / f"seed_{seed}"
+        logging.info("seed %d -> %s", seed, folder)
+        rows = compress.compress(experiment, seed, folder)
+        text = compress.table(rows)
+        (folder / "compress.md").write_text(text + "\n")
+        compress.plot(rows, folder / "compress.png", title=experiment.task)
+        sys.stdout.write(f"\nseed {seed}: {text}\n\nSee {folder / 'compress.png'}\n")
+
+
+if __name__ == "__main__":
+    flags.run(main)

@@ -1,0 +1,179 @@
+"""Compressing a tiny trained model: what the table says is what is."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from splitjax.core.factor import is_factor, materialize
+from splitjax.train import compress as compressing
+from splitjax.train.compress import compress, examples_of, measured, params_of
+from splitjax.train.compress_options import Compress, Tuned
+from splitjax.train.finetune import Finetune
+from splitjax.train.loop import open_trained, predict
+
+OPTIONS = dict(batch_size=8, max_length=8, epochs=1, shares=(0.5,), fisher_examples=20)
+KERNELS = {(16, 16): (8, 4), (16, 32): (2, 5), (32, 16): (2, 5)}  # count, rank
+
+
+@pytest.fixture(scope="module")
+def experiment(tiny_model, tiny_task):
+    given = dict(task=str(tiny_task), model=str(tiny_model))
+    return Compress(**given, **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def made(experiment, tmp_path_factory):
+    """Its rows, and the folder."""
+    folder = tmp_path_factory.mktemp("compress")
+    return compress(experiment, 0, folder, progress=False), folder
+
+
+@pytest.fixture(scope="module")
+def run(made, experiment):
+    return open_trained(experiment.dense(), 0, made[1] / "dense")
+
+
+def test_each_point_has_its_costs(made):
+    rows, folder = made
+    assert [row["name"] for row in rows] == [
+        *("dense", "svd 50%", "fwsvd 50%", "wsvd 50%")
+    ]
+    assert json.loads((folder / "compress.json").read_text()) == rows
+    saved = sum(
+        count * (m * n - rank * (m + n)) for (m, n), (count, rank) in KERNELS.items()
+    )
+    dense = rows[0]
+    for row in rows[1:]:
+        assert row["parameters"] == dense["parameters"] - saved
+        assert row["bytes"] == 4 * row["parameters"]
+        assert row["flops"] < 0.8 * dense["flops"]
+        assert row["before"] == dense["value"] and row["unit"] == "dev accuracy"
+
+
+def test_each_is_best_by_its_own_measure(made):
+    _, plain, by_rows, by_entries = made[0]
+    assert plain["error"] <= min(by_rows["error"], by_entries["error"])
+    assert by_entries["weighted_error"] < by_rows["weighted_error"]
+    assert by_entries["weighted_error"] < plain["weighted_error"] < 1
+
+
+def test_the_fisher_is_of_single_examples(experiment, run):
+    """Against one gradient after the other, of the loss as training has it."""
+    found = measured(experiment, run)
+    chosen = [leaf for leaf in jax.tree.leaves(found) if leaf is not None]
+    assert len(chosen) == sum(count for count, _ in KERNELS.values())
+    params, split = params_of(run), run.parts.split
+    name, total, count = "layer_1/ffn", 0.0, 0
+
+    def loss(kernel, example):
+        wi = {**params[name]["wi"], "kernel": kernel}
+        whole = {**params, name: {**params[name], "wi": wi}}
+        visit = split.forward(
+            0,
+            whole,
+            run.state.edge["state/0"],
+            example["x"],
+            links=(),
+            key=None,
+            train=False,
+            target=example["target"],
+        )
+        return visit.loss
+
+    gradient = jax.jit(jax.grad(loss))
+    for [batch] in run.parts.train.epoch(0):
+        examples, valid = examples_of(batch)
+        for row in np.flatnonzero(valid)[: experiment.fisher_examples - count]:
+            one = jax.tree.map(lambda leaf, row=row: leaf[row], examples)
+            total = total + np.square(gradient(params[name]["wi"]["kernel"], one))
+            count += 1
+    assert count == experiment.fisher_examples
+    want = total / count
+    assert np.abs(found[name]["wi"]["kernel"] - want).max() < 1e-4 * want.max()
+
+
+def test_a_score_is_that_of_the_factored_model(experiment, run, made):
+    """It is computed with dense kernels; the factors themselves say the same."""
+    params = params_of(run)
+    new = compressing.fitted(experiment, params, None, "svd", 0.5)
+    assert is_factor(new["layer_0/ffn"]["wi"]["kernel"])
+    assert new["embed"] is not None and jax.tree.all(
+        jax.tree.map(lambda a, b: a is b, new["embed"], params["embed"])
+    )
+    model, state = run.parts.split.cut.model, run.state.edge["state/0"]
+    found = predict(
+        compressing.with_params(run, materialize(new)), run.parts.evals["dev"]
+    )[0]
+    outs = []
+    for [batch] in run.parts.evals["dev"].epoch(0, shuffle=False):
+        x = {k: jnp.asarray(batch[k]) for k in ("ids", "mask", "types") if k in batch}
+        y = model.apply(new, state, x, key=None, train=False)[0]
+        outs.append(y[: batch["n_valid"]])
+    assert np.abs(np.concatenate(outs) - found).max() < 1e-4
+    assert compressing.score(run, new)["dev"] == made[0][1]["value"]
+
+
+def test_what_was_compressed_trains_on(made, experiment, tmp_path):
+    """From a run that is there already."""
+    given = dict(tune="factors", factors=("svd",), trained=str(made[1] / "dense"))
+    one = dataclasses.replace(experiment, **given)
+    first, row = compress(one, 0, tmp_path, progress=False)
+    assert not (tmp_path / "dense").exists() and first["tuned"] is None
+    old = made[0][1]
+    assert row["weighted_error"] is None  # no Fisher was measured
+    names = ("parameters", "bytes", "flops", "error", "before", "value")
+    assert [row[name] for name in names] == [old[name] for name in names]
+    summary = json.loads((tmp_path / "factors_svd_0.5/summary.json").read_text())
+    assert summary["metric"] == row["tuned"] and summary["steps"] == 3
+    assert summary["before"]["dev"] == row["value"]
+    found = compressing.table([first, row]).splitlines()[-1]
+    assert f"{row['tuned']:.4f}" in found
+    start, other = (one.tuned(name, 0.5, {}) for name in ("svd", "fwsvd"))
+    assert isinstance(start, Tuned) and start.learning_rate == one.tune_rate
+    assert start.identity(0) != other.identity(0)
+
+
+def test_the_table_and_the_picture(made, tmp_path):
+    rows = made[0]
+    lines = compressing.table(rows).splitlines()
+    assert lines[0] == "dev accuracy" and len(lines) == 4 + len(rows)
+    assert "wsvd 50%" in lines[-1] and f"{rows[-1]['value']:.4f}" in lines[-1]
+    compressing.plot(rows, tmp_path / "some.png")
+    assert (tmp_path / "some.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (dict(mode="split"), "mode='split': it must be one of"),
+        (dict(factors=("pca",)), "factors='pca': .*'svd', 'fwsvd', 'wsvd'"),
+        (dict(shares=(0.0,)), r"shares has 0.0: each is from 0 to 1"),
+        (dict(shares=()), "one thing each at least"),
+        (dict(tune="more"), "tune='more'"),
+        (dict(solver="newton"), "solver='newton'"),
+        (dict(fisher_examples=0), "fisher_examples=0"),
+    ],
+)
+def test_bad_options_are_told(more, message, experiment):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(experiment, **more).validate()
+
+
+def test_a_run_that_is_not_there_is_told(experiment, tmp_path):
+    one = dataclasses.replace(experiment, trained=str(tmp_path))
+    with pytest.raises(ValueError, match="holds no finished run"):
+        compress(one, 0, tmp_path / "work")
+
+
+def test_the_dense_run_is_the_plain_one(experiment):
+    """So that a finished run of it serves, whatever is compressed then."""
+    plain = Finetune(
+        **{f.name: getattr(experiment, f.name) for f in dataclasses.fields(Finetune)}
+    )
+    assert experiment.dense().identity(3) == plain.identity(3)
+    other = dataclasses.replace(experiment, shares=(0.1,), iterations=9)
+    assert other.dense().identity(3) == plain.identity(3)
