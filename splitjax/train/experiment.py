@@ -224,6 +224,8 @@ def decayed(params: Tree) -> Tree:
     """
 
     def one(path, leaf):
-        return leaf.ndim > 1 and "relative_bias" not in path_name(path)
+        name = path_name(path)  # the biases of experts are stacked: (E, J)
+        is_bias = "relative_bias" in name or f"/{name}".endswith("/bias")
+        return leaf.ndim > 1 and not is_bias
 
     return jax.tree_util.tree_map_with_path(one, params)

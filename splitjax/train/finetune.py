@@ -59,12 +59,10 @@ class Finetune(FinetuneOptions):
         about, head = self._about(classes), self._head(classes, pairs)
         config = pretrained.read_config(self.folder())
         made = self._head_stages(head, classes)
-        stages = bert(config, made, dtype=DTYPES[self.dtype])
-        if self.squeezes():
-            stages = self._bert(config, made)
+        stages = self._bert(config, made)
         key, spec = jax.random.key(seed), spec_of(x)
         if weights:
-            given = self._given(config, pairs and head not in TOWERS)
+            given = self._given(config, pairs and head not in TOWERS, key)
             params, state = pretrained.start(stages, given, key=key, spec=spec)
         else:
 
@@ -84,6 +82,10 @@ class Finetune(FinetuneOptions):
 
     def batches(self, table: data.Table, head: str, seed: int) -> data.Batches:
         """A table in the model's tokens, in batches."""
+        return self.in_batches(self.encode(table, head), seed)
+
+    def encode(self, table: data.Table, head: str) -> data.Encoded:
+        """A table in the model's tokens."""
         config = pretrained.read_config(self.folder())
         encoded = data.Tokenizer(self.folder()).encode(
             table,
@@ -92,6 +94,10 @@ class Finetune(FinetuneOptions):
         )
         if not config.types:
             encoded = dataclasses.replace(encoded, types=None)
+        return encoded
+
+    def in_batches(self, encoded: data.Encoded, seed: int) -> data.Batches:
+        """Tokens in the order of this experiment."""
         return data.Batches(
             encoded,
             self.batch_size,
@@ -150,10 +156,13 @@ class Finetune(FinetuneOptions):
             return codecs.cast("bf16")
         return codecs.quantize(bits, axis=self.grid, rounding=rounding)
 
-    def _table(self, split: str, classes: int | None = None) -> data.Table:
-        given = self.task not in TASKS and not self.task.startswith("tfds:")
+    def _table(
+        self, split: str, classes: int | None = None, task: str = ""
+    ) -> data.Table:
+        task = task or self.task
+        given = task not in TASKS and not task.startswith("tfds:")
         more: dict = {"classes": classes} if given else {}
-        return data.load(self.task, split, data_dir=self.data_dir or None, **more)
+        return data.load(task, split, data_dir=self.data_dir or None, **more)
 
     def _about(self, classes: int) -> Task:
         return task(self.task, classes)
@@ -174,11 +183,12 @@ class Finetune(FinetuneOptions):
         }[head]()
 
     def _bert(self, config: BertConfig, head: tuple[Stage, ...]) -> tuple[Stage, ...]:
-        squeeze = {self.layer: self._squeeze()}
+        squeeze = {self.layer: self._squeeze()} if self.squeezes() else {}
         return bert(config, head, squeeze=squeeze, dtype=DTYPES[self.dtype])
 
-    def _given(self, config: BertConfig, pairs: bool) -> Tree:
+    def _given(self, config: BertConfig, pairs: bool, key: jax.Array) -> Tree:
         """Pretrained parameters, of the squeezed model where it is one."""
+        del key  # nothing in them is random
         given = pretrained.load(self.folder(), config)
         if not self.squeezes():
             return given

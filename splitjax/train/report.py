@@ -45,6 +45,7 @@ def summarize(
         "metric": scores[name],
         "scores": facts["scores"],
         "before": facts["before"],
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(parts.params)),
         "steps": facts["step"],
         "seconds": round(facts["seconds"], 1),
         "tokens": facts["tokens"],

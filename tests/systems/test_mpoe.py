@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 
@@ -25,6 +26,7 @@ from splitjax.models.bert_block import Norm
 from splitjax.models.bert_config import BertConfig
 from splitjax.models.moe import Moe, MoeFfn, moe_ffn
 from splitjax.models.upcycle import expert_specs, upcycle
+from splitjax.optim.mask import mask_updates
 
 B, T, D, F, E = 2, 6, 8, 12, 4
 CONFIG = BertConfig(
@@ -431,3 +433,33 @@ def test_fresh_kernels_share_their_core_where_plans_are_given():
     assert isinstance(params["wi"]["kernel"], MpoExperts)
     y, _ = apply(stage, params, key=KEY, train=True)
     assert y["h"].shape == (B, T, D)
+
+
+def test_f7_the_mask_leaves_the_shared_core_alone_to_the_bit():
+    """Adam, p = .75, 2,000 steps; experts' own cores are updated on every one."""
+    w = jax.random.normal(KEY, (D, F))
+    start = {"kernel": share(fit(w, PLANS["wi"]), E)}
+    tx = mask_updates(optax.adam(1e-3), r".*/central", 0.75, key=KEY)
+
+    def step(carry, number):
+        params, state = carry
+        grads = jax.tree.map(lambda a: jnp.sin(a + number), params)
+        updates, state = tx.update(grads, state, params, step=number)
+        new = optax.apply_updates(params, updates)
+        central = (new["kernel"].central != params["kernel"].central).mean()
+        own = (new["kernel"].left[0] != params["kernel"].left[0]).mean()
+        return (new, state), (central, own)
+
+    with jax.numpy_dtype_promotion("standard"):  # for Optax
+        run = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), jnp.arange(2000)))
+        _, (central, own) = run(start)
+    moved = np.asarray(central) > 0
+    assert set(np.asarray(central)[~moved]) == {0.0}
+    assert moved.mean() == pytest.approx(0.25, abs=0.03)
+    assert np.asarray(central)[moved].min() > 0.5 and np.asarray(own).min() > 0
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan")])
+def test_g_a_mask_that_is_no_probability(rate):
+    with pytest.raises(ValueError, match="probability"):
+        mask_updates(optax.adam(1e-3), ".*/central", rate, key=KEY)

@@ -101,6 +101,7 @@ def test_decay_is_for_kernels_and_embeddings():
     leaves = {
         "kernel": jnp.ones((2, 2)),
         "bias": jnp.ones(2),
+        "experts": {"bias": jnp.ones((3, 2))},
         "scale": jnp.ones(2),
         "relative_bias": {"embedding": jnp.ones((4, 2))},
         "word": {"embedding": jnp.ones((4, 2))},
@@ -109,6 +110,7 @@ def test_decay_is_for_kernels_and_embeddings():
     assert chosen == {
         "kernel": True,
         "bias": False,
+        "experts": {"bias": False},
         "scale": False,
         "relative_bias": {"embedding": False},
         "word": {"embedding": True},

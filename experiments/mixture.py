@@ -1,0 +1,39 @@
+"""Runs dense blocks, plain experts and experts that share, on one mixture of tasks.
+
+Writes mixture.json and mixture.md into --workdir: scores against total parameters.
+"""
+
+import dataclasses
+import json
+import sys
+
+from absl import flags as absl_flags
+from absl import logging
+
+from splitjax.train import flags, mixture, mixture_report
+from splitjax.train.loop import train
+
+LAUNCH = flags.define("configs/mpoe_minilm.py")
+FFN = absl_flags.DEFINE_list("ffn", [*mixture.FFN], "which blocks to run")
+
+
+def main(_: list[str]) -> None:
+    """Runs every kind of block and seed, one after the other, and reports on them."""
+    experiment, workdir = LAUNCH.experiment, LAUNCH.workdir
+    workdir.mkdir(parents=True, exist_ok=True)
+    rows: list[dict] = []
+    for ffn in FFN.value:
+        one = dataclasses.replace(experiment, ffn=ffn)
+        summaries = []
+        for seed in experiment.seeds:
+            logging.info("%s, seed %d", ffn, seed)
+            summaries.append(train(one, seed, workdir / ffn / f"seed_{seed}"))
+        rows.append(mixture_report.row(ffn, summaries))
+        text = mixture_report.table(rows)
+        (workdir / "mixture.json").write_text(json.dumps(rows, indent=2) + "\n")
+        (workdir / "mixture.md").write_text(text + "\n")
+    sys.stdout.write(f"\n{text}\n\nSee {workdir / 'mixture.md'}\n")
+
+
+if __name__ == "__main__":
+    flags.run(main)
