@@ -5,16 +5,22 @@ import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import jax
 import optax
 
 from splitjax.core.factor import materialize
-from splitjax.core.tree import Tree
+from splitjax.core.matrix import Rule
+from splitjax.core.tree import Tree, path_name, where
 from splitjax.factors.product import rank_keeping, svd
 from splitjax.factors.weighted import entries, rows
+from splitjax.optim.lrpet import lrpet
 from splitjax.train.experiment import Parts, check, option
 from splitjax.train.finetune import Finetune
 
 Fit = Callable[[Any, Any], Any]
+AT_LEAST_ONE = (
+    *("fisher_examples", "fisher_chunk", "iterations", "tune_epochs", "tune_every"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +43,13 @@ class Tune:
 
     Attributes:
       begin: from the compressed parameters to those that are trained.
-      tx: `(experiment, transformation) -> transformation` of the updates.
+      tx: `(experiment, transformation, steps) -> transformation` of the updates.
       end: `(params, factorize) -> params`, to the compressed form again; `factorize`
         puts products of the same ranks where the compression had its factors.
     """
 
     begin: Callable[[Tree], Tree]
-    tx: Callable[["Tuned", Any], optax.GradientTransformation]
+    tx: Callable[["Tuned", Any, int], optax.GradientTransformation]
     end: Callable[[Tree, Callable[[Tree], Tree]], Tree]
 
 
@@ -66,6 +72,22 @@ def _wsvd(experiment: "Compress", share: float) -> Fit:
     )
 
 
+def _lrpet(experiment: "Tuned", tx: Any, steps: int) -> optax.GradientTransformation:
+    """Dense kernels, brought back to their ranks now and then, and at the end."""
+
+    def plan(params):
+        # Of an un-split run: all stages are in segment 0.
+        chosen = where(f"0/(?:{experiment.where})")(params)
+        rows = jax.tree_util.tree_leaves_with_path(params)
+        return {
+            path_name(path): Rule(rank_keeping(experiment.share, leaf.shape))
+            for (path, leaf), yes in zip(rows, jax.tree.leaves(chosen), strict=True)
+            if yes
+        }
+
+    return optax.chain(tx, lrpet(plan, every=experiment.tune_every, last=steps))
+
+
 # A factor joins the table by a line here; each must run through tests/laws/test_factor.
 METHODS = {
     "svd": Method(_svd, weighted=False),
@@ -75,8 +97,13 @@ METHODS = {
 TUNES = {
     "factors": Tune(
         begin=lambda params: params,
-        tx=lambda _, tx: tx,
+        tx=lambda _, tx, __: tx,
         end=lambda params, _: params,
+    ),
+    "lrpet": Tune(
+        begin=materialize,
+        tx=_lrpet,
+        end=lambda params, factorize: factorize(params),
     ),
 }
 
@@ -101,7 +128,9 @@ class Compress(Finetune):
     score_on: tuple[str, ...] = option((), "data splits to score on; (): all")
     tune: str = option("", f"train on afterwards: '' or one of {tuple(TUNES)}")
     tune_epochs: int = option(1, "passes over the training data then")
+    tune_steps: int = option(0, "steps at most then; 0: as many as the epochs have")
     tune_rate: float = option(2e-5, "the peak of the learning rate then")
+    tune_every: int = option(30, "steps between projections of 'lrpet'")
 
     def validate(self) -> None:
         """Raises a ValueError for options that make no sense."""
@@ -117,7 +146,7 @@ class Compress(Finetune):
         for share in self.shares:
             if not 0 < share <= 1:
                 raise ValueError(f"shares has {share}: each is from 0 to 1")
-        for name in ("fisher_examples", "fisher_chunk", "iterations", "tune_epochs"):
+        for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be 1 or more")
 
@@ -128,16 +157,17 @@ class Compress(Finetune):
     def tuned(self, factor: str, share: float, params: Tree) -> "Tuned":
         """The run that trains on from compressed parameters, by stage name."""
         given: dict[str, Any] = _fields_of(self, Finetune)
-        given |= {name: getattr(self, name) for name in DECIDES_START}
+        given |= {name: getattr(self, name) for name in DECIDES}
         given |= {"epochs": self.tune_epochs, "learning_rate": self.tune_rate}
+        given |= {"steps": self.tune_steps}
         given |= {"unsplit_rate": 0.0, "factor": factor, "share": share}
         made = Tuned(**given)
         object.__setattr__(made, "begin", TUNES[self.tune].begin(params))
         return made
 
 
-# What else decides the parameters that a tuned run starts from.
-DECIDES_START = ("where", "fisher_examples", "solver", "iterations", "tune")
+# What else decides a tuned run: where it starts, and how it goes on.
+DECIDES = ("where", "fisher_examples", "solver", "iterations", "tune", "tune_every")
 
 
 @dataclasses.dataclass
@@ -151,6 +181,7 @@ class Tuned(Finetune):
     solver: str = option("", "")
     iterations: int = option(0, "")
     tune: str = option("factors", "")
+    tune_every: int = option(0, "")
 
     begin: ClassVar[Any] = None  # an instance's parameters, by stage name
 
@@ -161,7 +192,7 @@ class Tuned(Finetune):
 
     def tx(self, steps: int) -> optax.GradientTransformation:
         """The optimizer, for a run of so many steps."""
-        return TUNES[self.tune].tx(self, super().tx(steps))
+        return TUNES[self.tune].tx(self, super().tx(steps), steps)
 
 
 def _fields_of(experiment: Any, kind: type) -> dict[str, Any]:

@@ -27,9 +27,11 @@ def experiment(tiny_model, tiny_task):
 
 @pytest.fixture(scope="module")
 def made(experiment, tmp_path_factory):
-    """Its rows, and the folder."""
+    """Its rows, the folder, and the dense parameters."""
     folder = tmp_path_factory.mktemp("compress")
-    return compress(experiment, 0, folder, progress=False), folder
+    rows = compress(experiment, 0, folder, progress=False)
+    run = open_trained(experiment.dense(), 0, folder / "dense")
+    return rows, folder, params_of(run)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def run(made, experiment):
 
 
 def test_each_point_has_its_costs(made):
-    rows, folder = made
+    rows, folder, _ = made
     assert [row["name"] for row in rows] == [
         *("dense", "svd 50%", "fwsvd 50%", "wsvd 50%")
     ]
@@ -135,6 +137,29 @@ def test_what_was_compressed_trains_on(made, experiment, tmp_path):
     start, other = (one.tuned(name, 0.5, {}) for name in ("svd", "fwsvd"))
     assert isinstance(start, Tuned) and start.learning_rate == one.tune_rate
     assert start.identity(0) != other.identity(0)
+
+
+@pytest.mark.slow
+def test_lrpet_ends_at_the_rank_it_began_with(made, experiment, tmp_path):
+    """It trains dense kernels; what is scored are factors again, and all is in them."""
+    given = dict(tune="lrpet", tune_every=2, tune_steps=3, tune_rate=1e-3)
+    given |= dict(factors=("svd",), trained=str(made[1] / "dense"))
+    one = dataclasses.replace(experiment, **given)
+    _, row = compress(one, 0, tmp_path, progress=False)
+    place = tmp_path / "lrpet_svd_0.5"
+    end = params_of(open_trained(one.tuned("svd", 0.5, made[2]), 0, place))
+    start = compressing.fitted(experiment, made[2], None, "svd", 0.5)
+    moved = 0
+    for stage, part in (("layer_0/ffn", "wi"), ("layer_1/attention", "key")):
+        kernel = end[stage][part]["kernel"]
+        _, rank = KERNELS[kernel.shape]
+        values = np.linalg.svd(kernel, compute_uv=False)
+        assert values[rank] < 1e-5 * values[0] < values[rank - 1]
+        moved += np.abs(kernel - start[stage][part]["kernel"].materialize()).max()
+    assert moved > 1e-4
+    summary = json.loads((place / "summary.json").read_text())
+    assert summary["metric"] == row["tuned"]
+    assert row["parameters"] == made[0][1]["parameters"]
 
 
 def test_the_table_and_the_picture(made, tmp_path):
