@@ -58,6 +58,10 @@ class Mpo(Factor):
         """What a product of one kernel costs, and from how many tokens on which way."""
         return _cost(self.left, self.central, self.right)
 
+    def chosen(self, tokens: int) -> str:
+        """The way that `dot` goes for so many tokens: "rebuild" or "sequential"."""
+        return _chosen(self.mode, self.cost, tokens)
+
     def materialize(self) -> jax.Array:
         """The dense kernel `(..., I, J)`."""
         whole = functools.partial(_dense, dims=self.dims)
@@ -221,19 +225,23 @@ def _flat(x, lead: tuple[int, ...], dims, dtype) -> jax.Array:
     return x.reshape(*lead, math.prod(x.shape[len(lead) : -1]), dims[0])
 
 
-def _product(left, central, right, x, *, cost: MpoCost, dims, mode: str):
-    """x (N, I) times one kernel, the way that `mode` says."""
+def _chosen(mode: str, cost: MpoCost, tokens: int) -> str:
     if mode not in MODES:
         raise ValueError(f"mode={mode!r} of an MPO: {nearest(mode, MODES)}")
     if mode == "auto":
-        mode = "rebuild" if x.shape[0] >= cost.break_even else "sequential"
-    if mode == "rebuild":
+        return "rebuild" if tokens >= cost.break_even else "sequential"
+    return mode
+
+
+def _product(left, central, right, x, *, cost: MpoCost, dims, mode: str):
+    """x (N, I) times one kernel, the way that `mode` says."""
+    if _chosen(mode, cost, x.shape[0]) == "rebuild":
         return dot(_dense(left, central, right, dims=dims), x)
     cores = [*left, central, *right]
     rows = math.prod(core.shape[1] for core in cores)
     x = jnp.pad(x, ((0, 0), (0, rows - dims[0])))
-    rightward = cost.rightward <= cost.leftward
-    return (_rightward if rightward else _leftward)(cores, x)[:, : dims[1]]
+    through = _rightward if cost.is_rightward else _leftward
+    return through(cores, x)[:, : dims[1]]
 
 
 def _rightward(cores, x):

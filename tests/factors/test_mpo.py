@@ -9,8 +9,8 @@ import pytest
 
 from splitjax.core.factor import factorize, materialize
 from splitjax.core.tree import where
-from splitjax.factors.mpo import Mpo, MpoExperts, contract
-from splitjax.factors.mpo_cost import MpoCost, mpo_cost
+from splitjax.factors.mpo import Mpo, MpoExperts, _leftward, _rightward, contract
+from splitjax.factors.mpo_cost import mpo_cost
 from splitjax.factors.mpo_fit import decompose, fit, fresh_experts, mpo, share
 from splitjax.factors.mpo_plan import PRESETS, mpo_plan
 
@@ -95,11 +95,6 @@ def test_both_ways_give_one_product(max_bond):
     for mode in ("rebuild", "sequential"):
         found = dataclasses.replace(factor, mode=mode).dot(x)
         assert np.allclose(found, want, atol=1e-4)
-    turned = fit(jnp.asarray(matrix(18, 24), jnp.float32), mpo_plan(18, 24, 4))
-    assert turned.cost.rightward != turned.cost.leftward
-    for cost in ("rightward", "leftward"):
-        both = {"rightward": 2, "leftward": 2, cost: 1}
-        assert MpoCost(0, 0, **both).sequential == 1
     with pytest.raises(ValueError, match="did you mean 'rebuild'"):
         dataclasses.replace(factor, mode="rebuilt").dot(x)
 
@@ -114,20 +109,43 @@ def counted(mode: str, tokens: int, plan) -> float:
     return lowered.cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize("max_bond", [None, 12, 3])
-def test_the_break_even_is_where_xla_counts_as_much(max_bond):
-    """And "auto" is the cheaper one on both sides of it."""
+def test_the_better_end_is_begun_at():
+    """Both ends give one product; the matrix turned round has them exchanged."""
+    plan = mpo_plan(24, 18, 4, max_bond=5)
+    factor = fit(jnp.asarray(matrix(24, 18), jnp.float32), plan)
+    x = jnp.asarray(matrix(5, 24, 1), jnp.float32)
+    cores = [*factor.left, factor.central, *factor.right]
+    for through in (_rightward, _leftward):
+        assert np.allclose(through(cores, x), x @ factor.materialize(), atol=1e-4)
+    wide, tall = mpo_plan(12, 90, 3), mpo_plan(90, 12, 3)
+    ends = [mpo_cost(plan.shapes, 1).is_rightward for plan in (wide, tall)]
+    assert ends[0] != ends[1]
+
+
+@pytest.mark.parametrize("max_bond", [None, 12, 2])
+def test_the_operations_counted_are_those_that_xla_counts(max_bond):
     plan = mpo_plan(384, 192, 5, max_bond=max_bond)
     cost = mpo_cost(plan.shapes, plan.central)
-    if max_bond == 3:
-        assert cost.break_even == np.inf  # narrow cores: never the dense matrix
-    near = int(min(cost.break_even, 1000))
-    for tokens in (max(1, near // 2), 2 * near + 2):
+    for tokens in (2, 50):
         each = {mode: counted(mode, tokens, plan) for mode in ("rebuild", "sequential")}
-        assert counted("auto", tokens, plan) == min(each.values())
-        total = cost.rebuild + tokens * cost.dense
+        total = cost.rebuild.operations + tokens * cost.dense.operations
         assert each["rebuild"] == pytest.approx(total, rel=0.01)
-        assert each["sequential"] == pytest.approx(tokens * cost.sequential, rel=0.01)
+        total = tokens * cost.sequential.operations
+        assert each["sequential"] == pytest.approx(total, rel=0.01)
+
+
+@pytest.mark.parametrize("max_bond", [None, 12, 3])
+def test_auto_is_what_costs_less_on_both_sides_of_the_break_even(max_bond):
+    plan = mpo_plan(384, 192, 5, max_bond=max_bond)
+    near = mpo_cost(plan.shapes, plan.central).break_even
+    assert 1 < near < 1000
+    for tokens, mode in ((int(near), "sequential"), (int(near) + 1, "rebuild")):
+        assert counted("auto", tokens, plan) == counted(mode, tokens, plan)
+
+
+def test_a_narrow_chain_is_never_rebuilt():
+    plan = mpo_plan(384, 1536, max_bond=1)
+    assert mpo_cost(plan.shapes, plan.central).break_even == np.inf
 
 
 def test_experts_are_copies_of_the_kernel_and_each_can_be_taken():
