@@ -50,6 +50,31 @@ def svd_gap(kernel: jax.Array, weights: jax.Array, rank: int, **options: Any) ->
     return wsvd(kernel, weights, rank, **options)[1].gap
 
 
+def rescued(
+    rank: Rank, *, least_gap: float = 1.05, least_spread: float = 0.0, **options: Any
+):
+    """Plain SVD, and `wsvd` where plain SVD fails, as `factorize` takes it.
+
+    Args:
+      rank: a number, or a function of the kernel's shape.
+      least_gap: see `factorize_weighted`, as the rest.
+      least_spread: likewise.
+      **options: likewise.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> kernel, even = jnp.eye(4, 6), jnp.ones((4, 6))
+      >>> bool(jnp.array_equal(rescued(1)(kernel, even).a, svd(kernel, 1).a))
+      True
+    """
+
+    def fit(kernel, weights):
+        own = _rank(rank, materialize(kernel).shape)
+        return _rescued(kernel, weights, own, least_gap, least_spread, options)[0]
+
+    return fit
+
+
 def factorize_weighted(
     params: Tree,
     weights: Tree,

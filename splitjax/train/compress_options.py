@@ -12,6 +12,7 @@ from splitjax.core.factor import materialize
 from splitjax.core.matrix import Rule
 from splitjax.core.tree import Tree, path_name, where
 from splitjax.factors.product import rank_keeping, svd
+from splitjax.factors.rescue import rescued
 from splitjax.factors.weighted import entries, rows
 from splitjax.optim.lrpet import lrpet
 from splitjax.train.experiment import Parts, check, option
@@ -72,6 +73,12 @@ def _wsvd(experiment: "Compress", share: float) -> Fit:
     )
 
 
+def _rescue(experiment: "Compress", share: float) -> Fit:
+    return rescued(
+        _rank(share), method=experiment.solver, iterations=experiment.iterations
+    )
+
+
 def _lrpet(experiment: "Tuned", tx: Any, steps: int) -> optax.GradientTransformation:
     """Dense kernels, brought back to their ranks now and then, and at the end."""
 
@@ -93,6 +100,7 @@ METHODS = {
     "svd": Method(_svd, weighted=False),
     "fwsvd": Method(_fwsvd),
     "wsvd": Method(_wsvd),
+    "rescue": Method(_rescue),
 }
 TUNES = {
     "factors": Tune(

@@ -18,7 +18,7 @@ from splitjax.factors.fisher import fisher, squares
 from splitjax.factors.fwsvd import fwsvd, rank_one
 from splitjax.factors.low_rank import fit as low_rank
 from splitjax.factors.product import rank_keeping, svd
-from splitjax.factors.rescue import factorize_weighted, spread, svd_gap
+from splitjax.factors.rescue import factorize_weighted, rescued, spread, svd_gap
 from splitjax.factors.weighted import entries, rows, weighted_loss, wsvd
 from splitjax.models.dense import Dense
 
@@ -429,6 +429,9 @@ def test_the_rescue_keeps_plain_svd_where_it_does_not_fail():
     assert told["heavy"].chosen == "als" and told["heavy"].gap > 3
     plain = svd(params["even"], R)
     assert jax.tree.all(jax.tree.map(jnp.array_equal, new["even"], plain))
+    for name in params:  # the fit for `factorize` decides alike
+        alike = rescued(R)(params[name], weights[name])
+        assert jax.tree.all(jax.tree.map(jnp.array_equal, new[name], alike))
     never = factorize_weighted(params, weights, where(".*"), R, least_spread=0.5)
     assert never[1]["even"].losses == {} and never[1]["heavy"].chosen == "als"
     always = factorize_weighted(params, weights, where("even"), R, least_gap=1.0)
