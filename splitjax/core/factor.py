@@ -21,6 +21,7 @@ class Factor:
 
     Attributes:
       closed: of a class: why no other transform may work on its arrays; empty: any may.
+      layout: of a class: how its arrays are matrices, see `core.matrix.LAYOUTS`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -36,6 +37,7 @@ class Factor:
     """
 
     closed: ClassVar[str] = ""
+    layout: ClassVar[str] = "dense"
 
     def materialize(self) -> jax.Array:
         """The dense leaf `(..., I, J)`.
@@ -205,7 +207,9 @@ def factorize(
     if not any(chosen):
         names = "\n  ".join(path_name(path) for path, _ in found)
         raise ValueError(f"factorize: where chooses no leaf of:\n  {names}")
-    refuse_closed(params, treedef.unflatten(chosen))
+    for (path, node), yes in zip(found, chosen, strict=True):
+        if yes:
+            _refuse_closed(path_name(path), node)
     rows = [_leaves(treedef, tree, index) for index, tree in enumerate(trees)]
 
     def one(path, node, yes, *others):
@@ -215,37 +219,10 @@ def factorize(
     return treedef.unflatten(map(one, paths, nodes, chosen, *rows))
 
 
-def refuse_closed(params: Tree, chosen: Tree) -> None:
-    """Raises where a transform was to work on the arrays of a closed factor.
-
-    Args:
-      params: the parameters.
-      chosen: bools, of their structure or of a structure that begins theirs.
-
-    Raises:
-      ValueError: with the path of the first such array, and the reason.
-
-    Example:
-      >>> @register_factor
-      ... class Codes(Factor):
-      ...     codes: jax.Array
-      ...     closed = "codes are no numbers"
-      >>> refuse_closed({"kernel": Codes(1.0)}, {"kernel": True})
-      Traceback (most recent call last):
-      ...
-      ValueError: kernel/codes is closed: codes are no numbers
-    """
-
-    def one(path, yes, node):
-        if any(jax.tree.leaves(yes)):
-            found, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=_is_closed)
-            for below, factor in found:
-                if _is_closed(factor):
-                    inside = jax.tree_util.tree_leaves_with_path(factor)[0][0]
-                    name = path_name((*path, *below, *inside))
-                    raise ValueError(f"{name} is closed: {factor.closed}")
-
-    jax.tree_util.tree_map_with_path(one, chosen, params, is_leaf=_is_closed)
+def _refuse_closed(name: str, node: Any) -> None:
+    for part in jax.tree.leaves(node, is_leaf=_is_closed):
+        if _is_closed(part):
+            raise ValueError(f"{name} is closed: {part.closed}")
 
 
 def _is_closed(node: Any) -> bool:

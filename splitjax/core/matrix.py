@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from splitjax.core.tree import Tree, nearest
 
 # How many of a leaf's last axes are inputs, and how many outputs.
-LAYOUTS = {"dense": (1, 1), "embedding": (1, 1), "conv": (3, 1)}
+LAYOUTS = {"dense": (1, 1), "embedding": (1, 1), "conv": (3, 1), "core": (3, 1)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Rule:
     Attributes:
       rank: R, from 1 on.
       layout: "dense": (..., I, J); "embedding": (..., V, D); "conv": (..., H, W, I, J),
-        whose matrix is (I H W, J). Leading axes are a batch.
+        whose matrix is (I H W, J); "core": (..., d, i, j, d') of an MPO, whose matrix
+        is (d i j, d'): its rank is that of a bond. Leading axes are a batch.
       norm: the path of the batch norm behind the leaf, whose scale decides what is
         kept; "" for none.
       eps: of that norm.

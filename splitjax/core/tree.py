@@ -14,6 +14,10 @@ Tree = Any
 def path_name(path: tuple) -> str:
     """Joins a key path of `jax.tree_util` with "/".
 
+    A box of Flax (an NNX variable, a Linen `Partitioned`) has the name of its place:
+    the attribute "value" that it holds is no part of the path, so that boxed and plain
+    parameters are chosen alike.
+
     Example:
       >>> import jax
       >>> [(path, _)] = jax.tree_util.tree_leaves_with_path({"a": {"kernel": 1.0}})
@@ -22,6 +26,8 @@ def path_name(path: tuple) -> str:
     """
     parts = []
     for key in path:
+        if getattr(key, "name", None) == "value" and parts:
+            continue
         for attribute in ("key", "name", "idx"):
             if hasattr(key, attribute):
                 parts.append(str(getattr(key, attribute)))

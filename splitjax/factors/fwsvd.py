@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from splitjax.core.factor import materialize
+from splitjax.core.factor import is_factor, materialize
 from splitjax.factors.product import Product, balanced, matrix
 
 FLOOR = 1e-8  # of a row's weight, in parts of the mean: see `fwsvd`
@@ -103,6 +103,12 @@ def weights_of(weights: Any, shape: tuple[int, ...]) -> np.ndarray:
       ...
       ValueError: weights (3, 2) for (2, 3): they lie as (out, in), ...
     """
+    if is_factor(weights):
+        raise ValueError(
+            f"weights of the arrays of a {type(weights).__name__} do not weigh the "
+            "entries of its kernel, which are products of them: measure the weights of "
+            "materialize(params)"
+        )
     if weights is None:
         raise ValueError("no weights were measured for this kernel: see `fisher`")
     found = np.asarray(weights, np.float64)

@@ -53,6 +53,8 @@ class Mpo(Factor):
     dims: tuple[int, int] = dataclasses.field(**STATIC)
     mode: str = dataclasses.field(default="auto", **STATIC)
 
+    layout = "core"  # a rank of anything else of a core would be no bond
+
     @property
     def cost(self) -> MpoCost:
         """What a product of one kernel costs, and from how many tokens on which way."""
@@ -115,6 +117,8 @@ class MpoExperts(Factor):
     right: tuple[jax.Array, ...]
     dims: tuple[int, int] = dataclasses.field(**STATIC)
     mode: str = dataclasses.field(default="auto", **STATIC)
+
+    layout = "core"  # a rank of anything else of a core would be no bond
 
     @property
     def experts(self) -> int:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from splitjax.core.factor import is_factor, refuse_closed
+from splitjax.core.factor import is_factor
+from splitjax.core.owners import refuse_closed
 from splitjax.core.tree import Tree
 from splitjax.factors.power_of_two import check_exponents, is_power_of_two
 from splitjax.factors.smartdeal import SmartDeal, fit

@@ -187,7 +187,7 @@ def rows(rank: int | Callable[[tuple[int, ...]], int], *, floor: float = FLOOR):
 
     def fit(kernel, weights):
         shape = materialize(kernel).shape
-        whole = weights is not None and weights.shape == shape
+        whole = getattr(weights, "shape", None) == shape
         sums = weights.sum(-1) if whole else weights
         return fwsvd(kernel, sums, rank(shape) if callable(rank) else rank, floor=floor)
 
@@ -210,7 +210,7 @@ def entries(rank: int | Callable[[tuple[int, ...]], int], **options: Any):
         of = rank(kernel.shape) if callable(rank) else rank
         if kernel.ndim == 2:
             return wsvd(kernel, weights, of, **options)[0]
-        if weights is None or weights.shape != kernel.shape:
+        if getattr(weights, "shape", None) != kernel.shape:
             weights_of(weights, kernel.shape)
         each = [fit(k, f) for k, f in zip(kernel, weights, strict=True)]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)

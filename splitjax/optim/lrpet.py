@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from splitjax.core.matrix import Plan, Rule, Select, as_matrix, from_matrix
+from splitjax.core.owners import owners
 from splitjax.core.tree import Tree, nearest, path_name
 from splitjax.optim.energy import energy_project, wide
 
@@ -180,7 +181,25 @@ def _planned(select, params) -> tuple[Plan, dict[str, jax.Array]]:
             raise ValueError(
                 f"there is no leaf {name!r}: {nearest(name, list(leaves))}"
             )
+    _check_owners(plan, params)
     return plan, leaves
+
+
+def _check_owners(plan: Plan, params: Tree) -> None:
+    """Raises where an array's factor does not allow its projection."""
+    for name, factor in owners(params).items():
+        if name not in plan:
+            continue
+        if factor.closed:
+            raise ValueError(f"{name} is closed: {factor.closed}")
+        if "core" in (factor.layout, plan[name].layout) and (
+            factor.layout != plan[name].layout
+        ):
+            raise ValueError(
+                f"{name!r} is of a {type(factor).__name__}, whose arrays have the "
+                f"layout {factor.layout!r}, not {plan[name].layout!r}: a core's rank "
+                "is that of its bond"
+            )
 
 
 def _scales(plan: Plan, leaves: dict, model_state: Tree) -> dict[str, jax.Array]:

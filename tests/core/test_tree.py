@@ -140,3 +140,19 @@ def test_specs_hold_no_data():
 def test_nearest_offers_one_word_or_none():
     assert nearest("layre_1", ["layer_1", "head"]).startswith("did you mean 'layer_1'?")
     assert nearest("zzz", ("layer_1", "head")) == "There are: layer_1, head"
+
+
+def test_a_box_of_flax_has_the_name_of_its_place():
+    """Not so a dict's own key, which may well be called value: attention has one."""
+    state = nnx_module()
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    assert names == ["bias", "kernel"]
+    params = {"value": {"kernel": 1.0}}
+    [(path, _)] = jax.tree_util.tree_leaves_with_path(params)
+    assert path_name(path) == "value/kernel"
+
+
+def nnx_module():
+    from flax import nnx
+
+    return nnx.state(nnx.Linear(2, 1, rngs=nnx.Rngs(0)))
