@@ -12,6 +12,7 @@ from splitjax.data.order import Ordered
 from splitjax.data.table import DataError
 from splitjax.data.tokenize import Tokenizer
 
+CORPORA = ("wikitext2", "enwik8")
 SPLITS = ("train", "dev", "test")
 # Characters that surely hold a token: what is read of a text for its first tokens.
 WIDEST = 32
@@ -168,8 +169,7 @@ def _content(name: str, split: str, fetch: bool) -> bytes:
         return _part(gzip.decompress(path.read_bytes()), split)
     if pathlib.Path(name).is_file():
         return _part(pathlib.Path(name).read_bytes(), split)
-    known = ("wikitext2", "enwik8")
-    raise DataError(f"no corpus {name!r}: {nearest(name, known)}; or a text file")
+    raise DataError(f"no corpus {name!r}: {nearest(name, CORPORA)}; or a text file")
 
 
 def _part(content: bytes, split: str) -> bytes:

@@ -5,9 +5,11 @@ import pytest
 
 from splitjax.data.benchmarks import BENCHMARKS, GLUE
 from splitjax.data.images import IMAGES
+from splitjax.data.stream import CORPORA
 from splitjax.train import flags
 from splitjax.train.experiment import Experiment
 from splitjax.train.hijack_options import Hijack
+from splitjax.train.language import ARCHIVES, Language
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
@@ -20,8 +22,11 @@ def test_there_are_configs():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_makes_sense(name):
     experiment = flags.load(str(ROOT / "configs" / name))
-    assert isinstance(experiment, Experiment | Hijack)
+    assert isinstance(experiment, Experiment | Hijack | Language)
     experiment.validate()
+    if isinstance(experiment, Language):
+        assert experiment.model in ARCHIVES and experiment.corpus in CORPORA
+        return
     known = {*BENCHMARKS, *GLUE, *IMAGES, "digits"}
     assert set(experiment.task.split("+")) <= known
 

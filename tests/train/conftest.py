@@ -1,9 +1,15 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from splitjax.core.stage import join
+from splitjax.data.synthetic import write_tokenizer
+from splitjax.models.decoder import decoder
+from splitjax.models.decoder_config import DecoderConfig
+from splitjax.models.export import save
 from splitjax.runtime.local import Local
 from splitjax.train import drivers, loop
 from splitjax.train.finetune import Finetune
@@ -76,3 +82,20 @@ def watch(experiment: Finetune, folder) -> Watched:
 def _watch():
     """The function `watch(experiment, folder)`."""
     return watch
+
+
+@pytest.fixture(scope="session")
+def tiny_language(tmp_path_factory):
+    """The folder of a random decoder that knows the words of `toy`, and a text."""
+    folder = write_tokenizer(tmp_path_factory.mktemp("language") / "model")
+    sizes = dict(width=16, heads=4, kv_heads=2, layers=1, ffn=24, positions=16)
+    config = DecoderConfig(vocab=17, init_std=0.3, **sizes)
+    kinds = {"ids": jnp.int32, "mask": jnp.bool_}
+    spec = {name: jax.ShapeDtypeStruct((1, 2), kind) for name, kind in kinds.items()}
+    params, _ = jax.jit(lambda key: join(decoder(config)).init(key, spec))(
+        jax.random.key(1)
+    )
+    save(folder, config, params)
+    words = np.random.default_rng(0).choice(["red", "dog", "cat", "sky"], 400)
+    (folder / "text.txt").write_text(" ".join(words))
+    return folder, folder / "text.txt"

@@ -1,0 +1,155 @@
+"""A language model and a corpus: what the one predicts of the other."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from splitjax import data
+from splitjax.core.stage import Segment, join
+from splitjax.core.tree import Tree
+from splitjax.data.batches import model_inputs
+from splitjax.metrics.perplexity import nats, next_symbol, perplexity
+from splitjax.models import pretrained
+from splitjax.models.decoder import decoder
+from splitjax.models.decoder_config import DecoderConfig, from_json
+from splitjax.models.folder import read_fields
+from splitjax.models.gguf_archive import load_gguf
+from splitjax.train.experiment import check, option
+
+ARCHIVES = ("smollm2",)
+
+
+@dataclasses.dataclass
+class Language:
+    """Which model is scored on what."""
+
+    model: str = option("smollm2", "an archive's name, or a folder of a decoder")
+    corpus: str = option("wikitext2", "'wikitext2', 'enwik8' or a text file")
+    split: str = option("test", "of the corpus: 'train', 'dev' or 'test'")
+    tokens: int = option(16384, "the first so many; all but one are predicted")
+    window: int = option(1024, "tokens read at once: what a prediction sees at most")
+    batch_size: int = option(1, "windows computed at once")
+
+    def validate(self) -> None:
+        """Raises a ValueError for options that make no sense."""
+        check(self.split, "split", ("train", "dev", "test"))
+        for name, least in (("tokens", 2), ("window", 1), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: it must be {least} or more"
+                )
+
+    def windows(self, tokenizer: data.Tokenizer) -> data.Windows:
+        """What is scored."""
+        stream = data.load_stream(
+            self.corpus, self.split, tokenizer=tokenizer, count=self.tokens
+        )
+        return data.Windows(stream, self.batch_size, self.window)
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A language model with its weights.
+
+    Attributes:
+      config: sizes and constants.
+      model: its stages as one.
+      params: by stage name.
+      state: by stage name.
+      tokenizer: its own.
+    """
+
+    config: DecoderConfig
+    model: Segment
+    params: Tree
+    state: Tree
+    tokenizer: data.Tokenizer
+
+
+def open_model(name: str) -> Opened:
+    """A decoder and its tokenizer.
+
+    Args:
+      name: one of `ARCHIVES`, which is fetched where it is missing; or a folder with a
+        GGUF archive, or as Hugging Face has it.
+
+    Raises:
+      FileNotFoundError: when the folder lacks a file.
+      ArchiveError: when an archive cannot be had.
+      ValueError: for a model that is not built here.
+    """
+    folder = pathlib.Path(name)
+    if name in ARCHIVES:
+        folder = data.folder(name, fetch=True)
+    if list(folder.glob("*.gguf")):
+        config, params = load_gguf(folder)
+    else:
+        config = from_json(read_fields(folder))
+        params = pretrained.load(folder, config)
+    stages = decoder(config)
+    kinds = {"ids": jnp.int32, "mask": jnp.bool_}
+    spec = {key: jax.ShapeDtypeStruct((1, 2), kind) for key, kind in kinds.items()}
+    params, state = pretrained.start(stages, params, key=jax.random.key(0), spec=spec)
+    return Opened(config, join(stages), params, state, data.Tokenizer(folder))
+
+
+def scorer(opened: Opened) -> Callable[[Tree, data.Windows], dict[str, float]]:
+    """`(params, windows) -> scores`; equal trees and windows share one program.
+
+    The scores are `perplexity`, `nats` of a token, and `tokens`, how many were
+    predicted. Each window is read by itself: its first token is predicted from one.
+    """
+
+    @jax.jit
+    def of_batch(params, x, following):
+        y, _, _ = opened.model.apply(params, opened.state, x, key=None, train=False)
+        return nats(y, following)
+
+    def score(params: Tree, windows: data.Windows) -> dict[str, float]:
+        total, count = 0.0, 0
+        for [batch] in windows.epoch(0, shuffle=False):
+            more, tokens = of_batch(params, model_inputs(batch), batch["y"])
+            total, count = total + float(more), count + int(tokens)
+        return {
+            "perplexity": perplexity(total, count),
+            "nats": total / count,
+            "tokens": count,
+        }
+
+    return score
+
+
+def window_loss(opened: Opened) -> Callable[[Tree, Tree], jax.Array]:
+    """`(params, window) -> mean nats of a token`, for a Fisher of single windows."""
+
+    def loss(params, window):
+        y, _, _ = opened.model.apply(
+            params, opened.state, window["x"], key=None, train=False
+        )
+        return next_symbol(y, window["target"])[0]
+
+    return loss
+
+
+def examples(windows: data.Windows, count: int) -> Iterator[tuple[Tree, Any]]:
+    """The first windows, each a batch of one, as `factors.fisher` reads them.
+
+    Example:
+      >>> stream = data.Stream("mine", "train", np.arange(5), 5)
+      >>> [(window, valid)] = examples(data.Windows(stream, 4, 2), 1)
+      >>> window["x"]["ids"].shape, valid.tolist()
+      ((4, 1, 2), [True, False, False, False])
+    """
+    for [batch] in windows.epoch(0, shuffle=False):
+        if count <= 0:
+            return
+        valid = np.arange(len(batch["y"])) < min(batch["n_valid"], count)
+        count -= int(valid.sum())
+        x = {name: leaf[:, None] for name, leaf in model_inputs(batch).items()}
+        ones = np.ones(len(valid), np.int32)
+        yield {"x": x, "target": {"y": batch["y"][:, None], "n_valid": ones}}, valid
