@@ -1,0 +1,54 @@
+"""What transforms of parameters cost, each against a reference of the same run.
+
+Writes bench_factors.json into --workdir: the projection of LRPET against a full SVD and
+a peer's figure, and its part of a training run's time. A ratio above its bound ends the
+program with an error. On a machine that others use, too, --clock=cpu counts the time of
+this process alone.
+
+Example: python -m experiments.bench_factors --workdir=runs/bench --only=projection
+"""
+
+import functools
+import os
+import pathlib
+import re
+import sys
+import time
+
+import jax
+from absl import flags as absl_flags
+
+from splitjax.train import bench, bench_factors, flags
+
+WORKDIR = absl_flags.DEFINE_string("workdir", "runs/bench_factors", "where to write")
+ROUNDS = absl_flags.DEFINE_integer("rounds", 15, "how often each is timed")
+ONLY = absl_flags.DEFINE_string("only", "", "parts whose name has this expression")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+CLOCK = absl_flags.DEFINE_enum("clock", "wall", list(CLOCKS), "what is counted")
+
+
+def main(_: list[str]) -> None:
+    """Measures every part in turn."""
+    # XLA counts the cores when it starts.
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    timed = functools.partial(
+        bench.interleaved, rounds=ROUNDS.value, clock=CLOCKS[CLOCK.value]
+    )
+    made: list[dict] = []
+    for name, part in bench_factors.PARTS.items():
+        if re.search(ONLY.value, name):
+            made += part(timed)
+    if not made:
+        parts = ", ".join(bench_factors.PARTS)
+        raise SystemExit(f"--only={ONLY.value}: no such part; there are: {parts}")
+    path = pathlib.Path(WORKDIR.value, "bench_factors.json")
+    sys.stdout.write(f"{bench.write(made, path)}\n")
+    over = [row for row in made if row["bound"] and row["ratio"] > row["bound"]]
+    if over:
+        lines = [f"{row['name']}: {row['ratio']:.2f}" for row in over]
+        raise SystemExit("above their bounds:\n" + "\n".join(lines))
+
+
+if __name__ == "__main__":
+    flags.run(main)

@@ -1,0 +1,37 @@
+import jax.numpy as jnp
+import pytest
+
+from splitjax.models.resnet import ResNetConfig
+from splitjax.train import bench_factors
+
+
+def timed(steps):
+    """Times that can be told beforehand: the n-th step takes n seconds."""
+    for step in steps.values():
+        step()
+    return {name: [1.0 + n] * 3 for n, name in enumerate(steps)}
+
+
+def test_a_projection_is_compared_with_a_decomposition_and_a_peer(monkeypatch):
+    monkeypatch.setattr(bench_factors, "PEERS", {8: 0.5})
+    made = bench_factors.projection(timed)
+    assert [row["ratio"] for row in made] == [0.5, 1.0, 2.0, 0.5, 1.0]
+    bounds = [row["bound"] for row in made]
+    assert bounds == [0.8, None, 0.2, 0.45, None]
+    assert "PEERS" in made[2]["reference"]
+
+
+def test_the_share_of_a_run(monkeypatch):
+    tiny = ResNetConfig((1,), width=8)
+    monkeypatch.setattr(bench_factors, "CONFIGS", {"resnet20": tiny})
+    monkeypatch.setattr(bench_factors, "SIZE", 8)
+    *_, part = bench_factors.share(timed)
+    assert part["value"] == pytest.approx(100 * (2.0 - 1) / 250)
+    assert part["ratio"] == pytest.approx(part["value"] / 2) and part["bound"] == 1
+
+
+def test_the_decomposition_written_down_keeps_the_energy():
+    w = jnp.diag(jnp.array([3.0, 2.0, 1.0]))
+    made = bench_factors.by_svd(w, 2)
+    assert float(jnp.square(made).sum()) == pytest.approx(14)
+    assert float(made[2, 2]) == 0
