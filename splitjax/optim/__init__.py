@@ -7,6 +7,7 @@ from splitjax.optim.latent import clip_latent as clip_latent
 from splitjax.optim.lrpet import lrpet as lrpet
 from splitjax.optim.lrpet import project_params as project_params
 from splitjax.optim.mask import mask_updates as mask_updates
+from splitjax.optim.rank_search import rank_search as rank_search
 from splitjax.optim.ranks import at_rank as at_rank
 from splitjax.optim.ranks import at_ratio as at_ratio
 from splitjax.optim.ranks import joined as joined
