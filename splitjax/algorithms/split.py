@@ -31,8 +31,8 @@ def split_learning(
 
     Args:
       split: owners "edge", "cloud", "edge", ... from the first.
-      edge_tx: the edge's optimizer; called with `step=` and, where the norm is exact,
-        `sq_norm=`.
+      edge_tx: the edge's optimizer; called with `step=`, with `model_state=` (the state
+        of its segments) and, where the norm is exact, with `sq_norm=`.
       cloud_tx: the cloud's; by default the same.
       micro: ticks (micro-batches) in one optimizer step.
       exact_norm: one more hop at the end of a step sends the square of the norm of the
@@ -169,10 +169,11 @@ def split_learning(
         if not grads:
             return mine
         params = party.trained(mine["params"])
+        norms = {index: mine[f"state/{index}"] for index in params}
         # Optax raises a float to an integer power; a strict user must not suffer.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt = txs[owner].update(
-                grads, mine["opt"], params, step=at.step, **extra
+                grads, mine["opt"], params, step=at.step, model_state=norms, **extra
             )
         new: Any = optax.apply_updates(params, updates)
         params = {**mine["params"], **new}

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -126,8 +126,8 @@ def _next(points: np.ndarray, values: np.ndarray, chance) -> np.ndarray:
     best = points[np.argmin(values)]
     near = best + SPREAD * chance.standard_normal((GUESSES // 2, width))
     guesses = np.vstack([chance.random((GUESSES // 2, width)), np.clip(near, 0, 1)])
-    mean, deviation = process.predict(guesses, return_std=True)
-    deviation = np.maximum(deviation, 1e-12)
+    found: Any = process.predict(guesses, return_std=True)
+    mean, deviation = found[0], np.maximum(found[1], 1e-12)
     gain = values.min() - mean
     z = gain / deviation
     return guesses[np.argmax(gain * norm.cdf(z) + deviation * norm.pdf(z))]

@@ -19,8 +19,9 @@ from splitjax.models.cnn import cnn
 from splitjax.models.pixels import pixels
 from splitjax.models.resnet import CONFIGS, KERAS, STEMS, resnet
 from splitjax.models.vgg import vgg
-from splitjax.train.cut_experiment import DTYPES, CutExperiment
+from splitjax.train.cut_experiment import DTYPES
 from splitjax.train.experiment import Parts, check, option
+from splitjax.train.low_rank import LowRank
 from splitjax.train.task import task
 
 MODELS = ("cnn", "cnn_norm", *CONFIGS, "vgg16", "vgg16_norm")
@@ -28,7 +29,7 @@ LARGEST = 1024  # pixels of a side that a cloud builds programs for
 
 
 @dataclasses.dataclass
-class Classify(CutExperiment):
+class Classify(LowRank):
     """A run on pictures and their classes, and how its parts are built.
 
     The edge holds the pictures and the stages before the cut. `tokens` of a summary
@@ -165,6 +166,10 @@ class Classify(CutExperiment):
                 f"{path}: pictures are {table.shape}, those of {self.task} {like.shape}"
             )
         return list(range(len(table))), self.batches(table, 0)
+
+    def norm_eps(self) -> float:
+        """Of the batch norms, as the low rank needs it."""
+        return KERAS.eps if self.pretrained else super().norm_eps()
 
     def check_facts(self, facts: dict) -> None:
         """Raises a ValueError for facts that no data of this experiment has."""

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from splitjax.algorithms.split import split_learning
 from splitjax.core.codec import Link, chain
@@ -110,6 +111,20 @@ class CutExperiment(Experiment):
         frozen = 1 if self.frozen_edge and places else 0
         return Split(made, tuple(links), loss, frozen)
 
+    def constrained(
+        self, tx: optax.GradientTransformation, params: Tree, steps: int, per_epoch: int
+    ) -> optax.GradientTransformation:
+        """An optimizer with what the parameters must obey; here, nothing.
+
+        Args:
+          tx: of a party, which sees parameters by segment, then by stage name.
+          params: of the whole model, by stage name (arrays or specs).
+          steps: of the run.
+          per_epoch: steps.
+        """
+        del params, steps, per_epoch
+        return tx
+
     def parts_of(
         self,
         split: Split,
@@ -133,7 +148,8 @@ class CutExperiment(Experiment):
           width: see `Parts.baseline_width`.
         """
         steps, apart = steps_per_epoch * self.epochs, len(split) > 1
-        tx = self.tx(min(steps, self.steps) if self.steps else steps)
+        steps = min(steps, self.steps) if self.steps else steps
+        tx = self.constrained(self.tx(steps), params, steps, steps_per_epoch)
         exact = self.exact_norm and bool(self.clip)
         rows, size = jax.tree.leaves(x)[0].shape[0], -(-self.batch_size // self.micro)
         owned = split.cut.partition(params)

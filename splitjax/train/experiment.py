@@ -96,7 +96,8 @@ class Experiment:
         "linear", "after the warm-up: 'linear', 'cosine', 'constant'"
     )
     warmup: float = option(0.1, "the share of the steps in which the rate rises")
-    weight_decay: float = option(0.01, "AdamW's, on kernels and embeddings")
+    optimizer: str = option("adamw", "'adamw'; 'sgd': with a momentum of 0.9")
+    weight_decay: float = option(0.01, "the optimizer's, on kernels and embeddings")
     clip: float = option(1.0, "the largest norm of the gradient; 0: no clipping")
     exact_norm: bool = option(
         True, "clip by the norm over both parties (one more hop); False: per party"
@@ -158,6 +159,7 @@ class Experiment:
     def validate(self) -> None:
         """Raises a ValueError for options that make no sense."""
         check(self.mode, "mode", ("split", "unsplit", "processes"))
+        check(self.optimizer, "optimizer", ("adamw", "sgd"))
         check(self.schedule, "schedule", ("linear", "cosine", "constant"))
         for name in ("epochs", "batch_size", "micro", "in_flight"):
             if getattr(self, name) < 1:
@@ -192,8 +194,13 @@ class Experiment:
             "constant": optax.constant_schedule(peak),
         }[self.schedule]
         rate = optax.join_schedules([rise, fall], [warmup]) if warmup else fall
-        adam = optax.adamw(rate, eps=1e-8, weight_decay=self.weight_decay, mask=decayed)
-        return optax.chain(clip_by_global_norm(self.clip), adam) if self.clip else adam
+        decay = {"weight_decay": self.weight_decay, "mask": decayed}
+        if self.optimizer == "sgd":
+            momentum = optax.sgd(rate, momentum=0.9)
+            rule = optax.chain(optax.add_decayed_weights(**decay), momentum)
+        else:
+            rule = optax.adamw(rate, eps=1e-8, **decay)
+        return optax.chain(clip_by_global_norm(self.clip), rule) if self.clip else rule
 
     def _peak(self) -> float:
         own = self.unsplit_rate if self.mode == "unsplit" else 0.0

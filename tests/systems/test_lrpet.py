@@ -14,6 +14,8 @@ from splitjax.core.factor import Factor, materialize, register_factor
 from splitjax.core.matrix import Rule, as_matrix
 from splitjax.core.stage import join
 from splitjax.core.tree import path_name, spec_of
+from splitjax.factors.mpo_fit import fit
+from splitjax.factors.mpo_plan import mpo_plan
 from splitjax.factors.product import Product, svd
 from splitjax.factors.truncated import truncate
 from splitjax.metrics.macs import macs
@@ -557,3 +559,16 @@ def test_an_export_of_zeros_and_of_what_saves_nothing():
     np.testing.assert_allclose(made.materialize(), low["k"], atol=1e-5)
     with pytest.raises(ValueError, match="NaN"):
         truncate({"w": params["w"].at[0, 0].set(jnp.nan)}, {"w": Rule(1)})
+
+
+def test_on_a_core_of_an_mpo_it_is_a_bond_of_fewer_directions():
+    """Section 0: the layout of a convolution is the last bond against the rest."""
+    factor = fit(normal(80, 12, 8), mpo_plan(12, 8, 3))
+    params = {"kernel": factor}
+    select = at_rank("kernel/central", 3, layout="conv")
+    new = project_params(params, select)["kernel"]
+    cores = (np.asarray(f.central) for f in (new, factor))
+    core, before = (c.reshape(-1, c.shape[-1]) for c in cores)
+    assert numeric_rank(before) > 3 == numeric_rank(core)
+    assert np.square(core).sum() == pytest.approx(np.square(before).sum(), rel=1e-5)
+    assert new.left[0] is factor.left[0] and new.spec.shape == (12, 8)

@@ -97,6 +97,21 @@ def test_the_gradient_is_clipped_before_adam_sees_it():
     jax.tree.map(np.testing.assert_allclose, *states)
 
 
+def test_sgd_has_momentum_and_decay():
+    """Two steps: g + wd p, then 0.9 times that and the next."""
+    given = dict(learning_rate=0.1, schedule="constant", warmup=0.0, clip=0.0)
+    tx = Experiment(optimizer="sgd", weight_decay=0.5, **given).tx(10)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    grads = jax.tree.map(lambda p: 2 * jnp.ones_like(p), params)
+    opt, seen = tx.init(params), []
+    for _ in range(2):
+        updates, opt = tx.update(grads, opt, params)
+        seen.append([float(updates[name].ravel()[0]) for name in ("kernel", "bias")])
+    np.testing.assert_allclose(seen, [[-0.25, -0.2], [-0.475, -0.38]], rtol=1e-6)
+    with pytest.raises(ValueError, match="optimizer='adam'.*'sgd'"):
+        Experiment(optimizer="adam").validate()
+
+
 def test_decay_is_for_kernels_and_embeddings():
     leaves = {
         "kernel": jnp.ones((2, 2)),
