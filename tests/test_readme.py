@@ -9,10 +9,14 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_its_example_runs(capsys):
-    [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+def test_its_examples_run(capsys):
+    cut, compressed = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(cut, "README.md", "exec"), {"__name__": "readme"})
     assert "bytes_up" in capsys.readouterr().out
+    found: dict = {}
+    exec(compile(compressed, "README.md", "exec"), found)
+    assert found["dense"]["wi"]["kernel"].shape == (64, 256)
+    assert found["small"]["wi"]["kernel"].v.shape == (64, 8)
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"experiments\.(\w+)", README))))
