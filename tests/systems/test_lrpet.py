@@ -562,10 +562,10 @@ def test_an_export_of_zeros_and_of_what_saves_nothing():
 
 
 def test_on_a_core_of_an_mpo_it_is_a_bond_of_fewer_directions():
-    """Section 0: the layout of a convolution is the last bond against the rest."""
+    """Section 0: a core's layout is its last bond against the rest."""
     factor = fit(normal(80, 12, 8), mpo_plan(12, 8, 3))
     params = {"kernel": factor}
-    select = at_rank("kernel/central", 3, layout="conv")
+    select = at_rank("kernel/central", 3, layout="core")
     new = project_params(params, select)["kernel"]
     cores = (np.asarray(f.central) for f in (new, factor))
     core, before = (c.reshape(-1, c.shape[-1]) for c in cores)
