@@ -6,7 +6,8 @@ Expect: seed 0 (2026-11-24, iterations=3, fisher_examples=128), dev Spearman of 
     70 %  SVD .8514  FWSVD .8700  element-wise .8763, 70 % of the FLOPs
     50 %  SVD .8165  FWSVD .8478  element-wise .8615, 51 % of the FLOPs
     30 %  SVD .7338  FWSVD .8025  element-wise .8174, 31 % of the FLOPs
-  (of the matrices' numbers; with the embeddings, which stay, 19.4M, 17.2M and 15.1M of 22.6M.)
+  (of the matrices' numbers; with the embeddings, which stay, 19.4M, 17.2M and 15.1M
+  of 22.6M.)
   The defaults' more iterations, and training on (tune), are not measured yet
 Cost: at 50 % 100 s of one CPU core for the three, beside 3 minutes to train the model
 """
