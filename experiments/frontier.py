@@ -26,15 +26,11 @@ GRID = absl_flags.DEFINE_multi_string(
 
 def main(_: list[str]) -> None:
     """Runs the un-split model and every point, each over all seeds."""
-    experiment, workdir = LAUNCH.experiment, LAUNCH.workdir
+    experiment, workdir = LAUNCH.run, LAUNCH.workdir
     workdir.mkdir(parents=True, exist_ok=True)
     rows: list[dict] = []
-    # Without a cut nothing is sent that could be attacked.
-    for point in (
-        {"mode": "unsplit", "attack": ()},
-        *frontier.points(GRID.value, experiment),
-    ):
-        name = "mode=unsplit" if not rows else frontier.name_of(point)
+    for point in ({"mode": "unsplit"}, *frontier.points(GRID.value, experiment)):
+        name = frontier.name_of(point)
         one = dataclasses.replace(experiment, **point)
         summaries = []
         for seed in experiment.seeds:

@@ -68,11 +68,11 @@ class Ledger:
         """The checkpoint's tree, as `like` has its leaves, and its facts."""
         return self._checkpoints.restore(like)
 
-    def write(self, kind: int, data: bytes, *, sync: bool = True) -> int:
-        """Adds to the journal; returns the place, for `read`."""
+    def write(self, kind: int, data: bytes) -> int:
+        """Adds to the journal; returns the place, for `read`. See `syncing`."""
         assert self._journal is not None, "no checkpoint was taken"
         with room():
-            return self._journal.append(kind, data, sync=sync)
+            return self._journal.append(kind, data, sync=False)
 
     @contextlib.contextmanager
     def syncing(self) -> Iterator[None]:

@@ -146,12 +146,12 @@ class Slot:
         """Learns the shapes of a batch that frames will come of."""
         if batch not in self._shapes:
             self._shapes.add(batch, self.lane.check)
-            self._ledger.write(CAME, control.write("shape", batch=batch), sync=False)
+            self._ledger.write(CAME, control.write("shape", batch=batch))
 
     def _tell_shapes(self) -> None:
         """Begins a journal: without the shapes no frame in it could be read again."""
         for batch in self._shapes:
-            self._ledger.write(CAME, control.write("shape", batch=batch), sync=False)
+            self._ledger.write(CAME, control.write("shape", batch=batch))
 
     def handle(self, data: bytes) -> Iterator[bytes]:
         """Takes a message of the edge, and gives the answers.
@@ -214,7 +214,7 @@ class Slot:
         while due := [key for key in sorted(self._held) if self.lane.is_due(*key)]:
             key = due[0]
             data, opened = self._held.pop(key)
-            self._ledger.write(CAME, data, sync=False)
+            self._ledger.write(CAME, data)
             # A failed sync ends this slot: it is made anew of what is on disk.
             with self._ledger.syncing():
                 answer = self._apply(key, data, opened)
@@ -247,7 +247,7 @@ class Slot:
         return answer
 
     def _answer(self, key: Key, answer: bytes) -> bytes:
-        place = self._ledger.write(WENT, answer, sync=False)
+        place = self._ledger.write(WENT, answer)
         self._answers[key] = self._answers[key][0], place
         return answer
 
@@ -284,7 +284,7 @@ class Slot:
             raise Refused("digest", f"tick {tick} was given another name")
         if tick not in self._names:
             self._names[tick] = name
-            self._ledger.write(CAME, data, sync=False)
+            self._ledger.write(CAME, data)
 
 
 def _key(data: bytes) -> Key:

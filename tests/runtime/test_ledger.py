@@ -25,7 +25,7 @@ def test_a_checkpoint_begins_a_new_journal(tmp_path):
         ledger.write(CAME, b"a")
         ledger.save(2, tree(2), {"tick": 4})
         ledger.write(CAME, b"b")
-        ledger.write(WENT, b"c", sync=False)
+        ledger.write(WENT, b"c")
     with open_ledger(tmp_path) as ledger:
         assert not ledger.fresh
         found, facts = ledger.load(tree(9))
