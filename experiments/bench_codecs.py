@@ -13,8 +13,6 @@ import functools
 import os
 import pathlib
 import re
-import sys
-import time
 
 import jax
 from absl import flags as absl_flags
@@ -25,8 +23,7 @@ WORKDIR = absl_flags.DEFINE_string("workdir", "runs/bench_codecs", "where to wri
 ROUNDS = absl_flags.DEFINE_integer("rounds", 30, "how often each is timed")
 ONLY = absl_flags.DEFINE_string("only", "", "codecs whose name has this expression")
 SHAPE = absl_flags.DEFINE_list("shape", [*map(str, bench_codecs.SHAPE)], "of the array")
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-CLOCK = absl_flags.DEFINE_enum("clock", "wall", list(CLOCKS), "what is counted")
+CLOCK = absl_flags.DEFINE_enum("clock", "wall", list(bench.CLOCKS), "what is counted")
 PEERS = absl_flags.DEFINE_bool("peers", True, "also measure at the peers' sizes")
 
 
@@ -40,7 +37,7 @@ def main(_: list[str]) -> None:
         bench.interleaved,
         rounds=ROUNDS.value,
         before=2,
-        clock=CLOCKS[CLOCK.value],
+        clock=bench.CLOCKS[CLOCK.value],
     )
     made: list[dict] = []
     for case in bench_codecs.cases():
@@ -55,11 +52,7 @@ def main(_: list[str]) -> None:
     if not made:
         raise SystemExit(f"--only={ONLY.value}: no codec has this in its name")
     path = pathlib.Path(WORKDIR.value, "bench_codecs.json")
-    sys.stdout.write(f"{bench.write(made, path)}\n")
-    over = [row for row in made if row["bound"] and row["ratio"] > row["bound"]]
-    if over:
-        lines = [f"{row['name']}: {row['ratio']:.2f}" for row in over]
-        raise SystemExit("above their bounds:\n" + "\n".join(lines))
+    bench.finish(made, path)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ import functools
 import os
 import pathlib
 import re
-import sys
-import time
 
 import jax
 from absl import flags as absl_flags
@@ -23,8 +21,7 @@ from splitjax.train import bench, bench_factors, flags
 WORKDIR = absl_flags.DEFINE_string("workdir", "runs/bench_factors", "where to write")
 ROUNDS = absl_flags.DEFINE_integer("rounds", 15, "how often each is timed")
 ONLY = absl_flags.DEFINE_string("only", "", "parts whose name has this expression")
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-CLOCK = absl_flags.DEFINE_enum("clock", "wall", list(CLOCKS), "what is counted")
+CLOCK = absl_flags.DEFINE_enum("clock", "wall", list(bench.CLOCKS), "what is counted")
 
 
 def main(_: list[str]) -> None:
@@ -33,7 +30,7 @@ def main(_: list[str]) -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     timed = functools.partial(
-        bench.interleaved, rounds=ROUNDS.value, clock=CLOCKS[CLOCK.value]
+        bench.interleaved, rounds=ROUNDS.value, clock=bench.CLOCKS[CLOCK.value]
     )
     made: list[dict] = []
     for name, part in bench_factors.PARTS.items():
@@ -43,11 +40,7 @@ def main(_: list[str]) -> None:
         parts = ", ".join(bench_factors.PARTS)
         raise SystemExit(f"--only={ONLY.value}: no such part; there are: {parts}")
     path = pathlib.Path(WORKDIR.value, "bench_factors.json")
-    sys.stdout.write(f"{bench.write(made, path)}\n")
-    over = [row for row in made if row["bound"] and row["ratio"] > row["bound"]]
-    if over:
-        lines = [f"{row['name']}: {row['ratio']:.2f}" for row in over]
-        raise SystemExit("above their bounds:\n" + "\n".join(lines))
+    bench.finish(made, path)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ FFN = absl_flags.DEFINE_list("ffn", [*mixture.FFN], "which blocks to run")
 
 def main(_: list[str]) -> None:
     """Runs every kind of block and seed, one after the other, and reports on them."""
-    experiment, workdir = LAUNCH.experiment, LAUNCH.workdir
+    experiment, workdir = LAUNCH.run, LAUNCH.workdir
     workdir.mkdir(parents=True, exist_ok=True)
     rows: list[dict] = []
     for ffn in FFN.value:

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import jax
 
 from splitjax.train.report import markdown, versions
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def interleaved(
@@ -95,6 +98,27 @@ def write(made: Sequence[dict[str, Any]], path: pathlib.Path) -> str:
         for row in made
     ]
     return markdown(head, cells)
+
+
+def finish(made: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
+    """Writes and prints the rows; ends the program where one is above its bound.
+
+    Raises:
+      SystemExit: naming the rows that are.
+
+    Example:
+      >>> row = {"name": "a", "value": 1.0, "unit": "s", "reference": "b", "ratio": 2.0}
+      >>> finish([row | {"bound": 1.0}], pathlib.Path("/tmp/splitjax/bench.json"))
+      Traceback (most recent call last):
+      ...
+      SystemExit: above their bounds:
+      a: 2.00
+    """
+    sys.stdout.write(f"{write(made, path)}\n")
+    over = [row for row in made if row["bound"] and row["ratio"] > row["bound"]]
+    if over:
+        lines = [f"{row['name']}: {row['ratio']:.2f}" for row in over]
+        raise SystemExit("above their bounds:\n" + "\n".join(lines))
 
 
 def _cell(value: float, unit: str) -> str:
