@@ -128,6 +128,7 @@ def mpo_plan(
         raise ValueError(f"n={n}: an MPO has 1 core or more")
     if max_bond is not None and max_bond < 1:
         raise ValueError(f"max_bond={max_bond}: a bond is 1 or more, None: full")
+    n = len(in_factors or out_factors or range(n))
     known = _preset(in_dim, out_dim) if n == 5 else None
     sides = []
     for side, (name, dim, given) in enumerate(
@@ -140,8 +141,7 @@ def mpo_plan(
         elif known is not None:
             sides.append(known[side])
         else:
-            other = (in_factors, out_factors)[1 - side]
-            sides.append(_balanced(dim, n if other is None else len(other)))
+            sides.append(_balanced(dim, n))
         _warn(name, dim, sides[-1])
     rows, columns = sides
     if len(rows) != len(columns):

@@ -21,6 +21,12 @@ def matrix(rows: int, columns: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(rows, columns))
 
 
+def test_factors_of_one_side_say_how_many_the_other_has():
+    """At the dimensions of a preset, too, which has five."""
+    plan = mpo_plan(768, 3072, in_factors=(8, 12, 8))
+    assert len(plan.out_factors) == 3 and plan.padded == (768, 3072)
+
+
 def test_presets_are_products_of_their_sides_and_serve_both_orientations():
     for rows, columns in PRESETS:
         plan, turned = mpo_plan(rows, columns), mpo_plan(columns, rows)
