@@ -45,12 +45,13 @@ class Lora(Factor):
 
     def materialize(self) -> jax.Array:
         """The merged kernel `(..., I, J)`."""
-        return materialize(_frozen(self.base)) + self.scale * (self.a @ self.b)
+        base = materialize(jax.lax.stop_gradient(self.base))
+        return base + self.scale * (self.a @ self.b)
 
     def dot(self, x: jax.Array) -> jax.Array:
         """`x (..., I)` times the kernel: the adapter through its R dimensions."""
         low = dot(self.b, dot(self.a, x))
-        return dot(_frozen(self.base), x) + self.scale * low
+        return dot(jax.lax.stop_gradient(self.base), x) + self.scale * low
 
 
 def fit(
@@ -217,10 +218,6 @@ def parameters(params: Tree) -> tuple[int, int]:
     chosen = jax.tree.leaves(adapters(params))
     trained = sum(s.size for s, yes in zip(specs, chosen, strict=True) if yes)
     return trained, sum(spec.size for spec in specs)
-
-
-def _frozen(base):
-    return jax.tree.map(jax.lax.stop_gradient, base)
 
 
 def _is_lora(node) -> bool:

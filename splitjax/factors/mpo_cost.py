@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 Shape = Sequence[int]
 
-# Operations of a matrix product in the time in which one float32 is read or written:
-# one core of an AMD EPYC did 190 G/s of the one and 3.2 G/s of the other. Counting
-# operations alone chose ways that took up to 3.4 times as long as the better one.
+# Operations of a matrix product in the time in which one float32 is read or written,
+# about, on one core of a server. By operations alone the slower way would be chosen;
+# `experiments.bench_mpo` shows what "auto" takes in parts of the quicker one.
 MOVE = 60
 
 

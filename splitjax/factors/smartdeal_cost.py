@@ -22,8 +22,6 @@ class Modelled(NamedTuple):
       packed_bits: read for the codes and the bases.
       codes_kept: codes that are not zero.
       shift_adds: a shift and an addition for each kept code and column of its basis.
-      basis_reads: words of a basis that are read near the arithmetic unit, one for each
-        shift.
     """
 
     kernels: int
@@ -32,7 +30,6 @@ class Modelled(NamedTuple):
     packed_bits: int
     codes_kept: int
     shift_adds: int
-    basis_reads: int
 
     @property
     def ratio(self) -> float:
@@ -75,5 +72,4 @@ def modelled(params: Tree) -> Modelled:
         packed_bits=sum(map(wire_bits, nodes)),
         codes_kept=sum(kept),
         shift_adds=adds,
-        basis_reads=adds,
     )

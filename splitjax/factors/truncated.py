@@ -6,8 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from splitjax.core.factor import is_factor
-from splitjax.core.matrix import Plan, Rule, Select, as_matrix, from_matrix
-from splitjax.core.tree import Tree, path_name, spec_of
+from splitjax.core.matrix import (
+    Plan,
+    Rule,
+    Select,
+    as_matrix,
+    from_matrix,
+    matrix_shape,
+)
+from splitjax.core.tree import Tree, path_name
 from splitjax.factors.product import Product, saves, svd
 
 
@@ -46,9 +53,9 @@ def truncate(params: Tree, select: Select | Plan) -> Tree:
         rule = plan.get(path_name(path))
         if rule is None or is_factor(leaf):
             return leaf
-        matrix = jax.eval_shape(lambda a: as_matrix(a, rule.layout), spec_of(leaf))
-        rank = min(rule.rank, *matrix.shape[-2:])
-        if not saves(matrix.shape, rank):
+        shape = matrix_shape(leaf.shape, rule.layout)
+        rank = min(rule.rank, *shape[-2:])
+        if not saves(shape, rank):
             return leaf
         if isinstance(leaf, jax.ShapeDtypeStruct):
             return jax.eval_shape(lambda a: _zeros(a, rule, rank), leaf)
@@ -68,7 +75,6 @@ def _shaped(made: Product, shape: tuple[int, ...], rule: Rule, rank: int) -> Pro
 
 
 def _zeros(leaf: jax.Array, rule: Rule, rank: int) -> Product:
-    matrix = as_matrix(leaf, rule.layout)
-    *lead, rows, columns = matrix.shape
+    *lead, rows, columns = matrix_shape(leaf.shape, rule.layout)
     a, b = (jnp.zeros((*lead, *s), leaf.dtype) for s in ((rows, rank), (rank, columns)))
     return _shaped(Product(a, b), leaf.shape, rule, rank)

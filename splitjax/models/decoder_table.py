@@ -57,12 +57,7 @@ def entries(config: DecoderConfig) -> list[Entry]:
                 out += _layer(i, place, f"h.{i}.{tensor}", part=part, bias=True)
         out += _norm("ln_f", bias=True)
         return out + _head(config, "wte.weight", "lm_head.weight")
-    out = _table("embed_tokens")
-    for i in range(config.layers):
-        for place, tensor in LLAMA.items():
-            out += _layer(i, place, f"layers.{i}.{tensor}", turned=True)
-    out += _norm("norm")
-    return out + _head(config, "embed_tokens.weight", "lm_head.weight")
+    return _llama(config, "embed_tokens", "layers", LLAMA, "norm", "lm_head")
 
 
 def gguf_entries(config: DecoderConfig) -> list[Entry]:
@@ -72,12 +67,22 @@ def gguf_entries(config: DecoderConfig) -> list[Entry]:
       >>> gguf_entries(DecoderConfig(layers=1))[1].tensor
       'blk.0.attn_norm.weight'
     """
-    out = _table("token_embd")
+    return _llama(config, "token_embd", "blk", GGUF, "output_norm", "output")
+
+
+def _llama(
+    config: DecoderConfig,
+    word: str,
+    layers: str,
+    names: dict[str, str],
+    norm: str,
+    head: str,
+) -> list[Entry]:
+    out = _table(word)
     for i in range(config.layers):
-        for place, tensor in GGUF.items():
-            out += _layer(i, place, f"blk.{i}.{tensor}", turned=True)
-    out += _norm("output_norm")
-    return out + _head(config, "token_embd.weight", "output.weight")
+        for place, tensor in names.items():
+            out += _layer(i, place, f"{layers}.{i}.{tensor}", turned=True)
+    return out + _norm(norm) + _head(config, f"{word}.weight", f"{head}.weight")
 
 
 def _table(word: str, position: str = "") -> list[Entry]:

@@ -23,7 +23,6 @@ class Family:
     """How one family's folder is read and written.
 
     Attributes:
-      config: its class of configs.
       from_json: a config from the fields of a config.json.
       to_json: undoes `from_json`.
       entries: the name table of a config.
@@ -31,7 +30,6 @@ class Family:
       optional: stages that a folder need not have.
     """
 
-    config: type
     from_json: Callable[[dict[str, Any]], Any]
     to_json: Callable[[Any], dict[str, Any]]
     entries: Callable[[Any], list[Entry]]
@@ -40,7 +38,6 @@ class Family:
 
 
 BERT = Family(
-    bert_config.BertConfig,
     bert_config.from_json,
     bert_config.to_json,
     bert_table.entries,
@@ -48,7 +45,6 @@ BERT = Family(
     ("pool",),
 )
 GPT2 = Family(
-    decoder_config.DecoderConfig,
     decoder_config.from_json,
     decoder_config.to_json,
     decoder_table.entries,
@@ -56,14 +52,12 @@ GPT2 = Family(
 )
 LLAMA = dataclasses.replace(GPT2, own=("embed_tokens.", "layers.", "norm."))
 T5 = Family(
-    t5_config.T5Config,
     t5_config.from_json,
     t5_config.to_json,
     t5_table.entries,
     ("shared.", "encoder.", "decoder."),
 )
 VIT = Family(
-    vit_config.VitConfig,
     vit_config.from_json,
     vit_config.to_json,
     vit_table.entries,

@@ -9,6 +9,7 @@ from splitjax.core.keys import fold
 from splitjax.core.tree import nearest
 
 ROUTERS = ("top1_st", "top1_scale", "top2")
+LEAST = 4  # places that an expert has in a short group
 
 
 class Routing(NamedTuple):
@@ -32,14 +33,13 @@ class Routing(NamedTuple):
     wanted: jax.Array
 
 
-def capacity_of(tokens: int, experts: int, factor: float, *, least: int = 4) -> int:
-    """Places of each expert: `tokens * factor / E`, from `least` to all of them.
+def capacity_of(tokens: int, experts: int, factor: float) -> int:
+    """Places of each expert: `tokens * factor / E`, from `LEAST` to all of them.
 
     Args:
       tokens: N of a group.
       experts: E.
       factor: above 0; 1 is just enough where routing is uniform, E is always enough.
-      least: places that an expert has in a short group.
 
     Raises:
       ValueError: for a factor that gives no places.
@@ -50,12 +50,12 @@ def capacity_of(tokens: int, experts: int, factor: float, *, least: int = 4) -> 
     """
     if experts < 1:
         raise ValueError(f"experts={experts}: 1 or more")
-    if not factor > 0 or least < 1:
+    if not factor > 0:
         raise ValueError(
-            f"a capacity of {factor} times an expert's share, {least} at least: both "
+            f"a capacity of {factor} times an expert's share, {LEAST} at least: both "
             "above 0, or every token would be dropped"
         )
-    return max(1, min(tokens, max(least, int(tokens * factor / experts))))
+    return max(1, min(tokens, max(LEAST, int(tokens * factor / experts))))
 
 
 def route(

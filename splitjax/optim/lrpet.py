@@ -7,9 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from splitjax.core.matrix import Plan, Rule, Select, as_matrix, from_matrix
-from splitjax.core.owners import owners
-from splitjax.core.tree import Tree, nearest, path_name
+from splitjax.core.matrix import (
+    Plan,
+    Rule,
+    Select,
+    as_matrix,
+    from_matrix,
+    matrix_shape,
+)
+from splitjax.core.owners import owners, refuse_closed
+from splitjax.core.tree import Tree, flat, nearest, path_name
 from splitjax.optim.energy import energy_project, wide
 
 
@@ -100,10 +107,8 @@ def lrpet(
         plan, leaves = _planned(select, params)
         alpha = {}
         for path, rule in plan.items():
-            matrix = jax.eval_shape(
-                lambda a, r=rule: as_matrix(a, r.layout), leaves[path]
-            )
-            alpha[path] = jnp.zeros(matrix.shape[:-2], wide(matrix.dtype))
+            lead = matrix_shape(leaves[path].shape, rule.layout)[:-2]
+            alpha[path] = jnp.zeros(lead, wide(leaves[path].dtype))
         return LrpetState(jnp.int32(0), alpha)
 
     def update(updates, state, params=None, *, step=None, model_state=None, **extra):
@@ -174,8 +179,7 @@ def _any_of_batch(axis_size, in_batched, due):
 
 def _planned(select, params) -> tuple[Plan, dict[str, jax.Array]]:
     plan = select if isinstance(select, Mapping) else select(params)
-    rows = jax.tree_util.tree_leaves_with_path(params)
-    leaves = {path_name(path): leaf for path, leaf in rows}
+    leaves = flat(params)
     for name in plan:
         if name not in leaves:
             raise ValueError(
@@ -187,11 +191,13 @@ def _planned(select, params) -> tuple[Plan, dict[str, jax.Array]]:
 
 def _check_owners(plan: Plan, params: Tree) -> None:
     """Raises where an array's factor does not allow its projection."""
+    chosen = jax.tree_util.tree_map_with_path(
+        lambda path, _: path_name(path) in plan, params
+    )
+    refuse_closed(params, chosen)
     for name, factor in owners(params).items():
         if name not in plan:
             continue
-        if factor.closed:
-            raise ValueError(f"{name} is closed: {factor.closed}")
         if "core" in (factor.layout, plan[name].layout) and (
             factor.layout != plan[name].layout
         ):
@@ -213,8 +219,8 @@ def _scales(plan: Plan, leaves: dict, model_state: Tree) -> dict[str, jax.Array]
             "tx.update(g, opt, params, model_state=batch_stats)"
         )
     variances = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model_state):
-        parts = [part for part in path_name(path).split("/") if part != "batch_stats"]
+    for path, leaf in flat(model_state).items():
+        parts = [part for part in path.split("/") if part != "batch_stats"]
         variances["/".join(parts)] = leaf
     scales = {}
     for path, rule in named.items():

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import jax
 
 from splitjax.core.matrix import Plan, Rule, Select, matrix_shape
-from splitjax.core.tree import Tree, path_name, where
+from splitjax.core.tree import Tree, flat, where
 
 
 def rank_from_ratio(
@@ -85,20 +85,24 @@ def at_ratio(
 
 def at_rank(
     pattern: str,
-    rank: int,
+    rank: int | Callable[[tuple[int, ...]], int],
     *,
     layout: str = "dense",
     norm: Callable[[str], str] | None = None,
     eps: float = 1e-5,
 ) -> Select:
-    """Chooses leaves by their path, all of one rank; see `at_ratio`.
+    """Chooses leaves by their path, all of one rank, or by their shape; see `at_ratio`.
 
     Example:
       >>> import jax.numpy as jnp
       >>> at_rank("wi/.*", 2)({"wi": {"kernel": jnp.ones((8, 6))}})["wi/kernel"].rank
       2
     """
-    return _select(pattern, lambda path, shape: rank, layout, norm, eps)
+
+    def of(path, shape):
+        return rank(shape) if callable(rank) else rank
+
+    return _select(pattern, of, layout, norm, eps)
 
 
 def joined(*selects: Select) -> Select:
@@ -129,16 +133,12 @@ def _select(pattern, rank, layout, norm, eps) -> Select:
     choose = where(pattern)
 
     def select(params: Tree) -> Plan:
-        rows = jax.tree_util.tree_leaves_with_path(params)
-        names = {path_name(path) for path, _ in rows}
-        plan: dict[str, Rule] = {}
-        for (path, leaf), yes in zip(
-            rows, jax.tree.leaves(choose(params)), strict=True
-        ):
+        leaves, plan = flat(params), dict[str, Rule]()
+        chosen = jax.tree.leaves(choose(params))
+        for (name, leaf), yes in zip(leaves.items(), chosen, strict=True):
             if yes:
-                name = path_name(path)
                 behind = norm(name) if norm else ""
-                _check(name, leaf, layout, behind, names)
+                _check(name, leaf, layout, behind, leaves)
                 plan[name] = Rule(rank(name, leaf.shape), layout, behind, eps)
         return plan
 

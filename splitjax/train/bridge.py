@@ -12,7 +12,7 @@ import numpy as np
 
 from splitjax.core.codec import Link
 from splitjax.core.stage import Stage, join
-from splitjax.core.tree import Tree, nearest, path_name, spec_of
+from splitjax.core.tree import Tree, flat, nearest, path_name, spec_of
 from splitjax.factors.low_rank import squeeze_params
 from splitjax.factors.principal import principal
 from splitjax.models import pretrained
@@ -247,17 +247,6 @@ def distilled(
         return jnp.asarray(learned.get(path_name(way), leaf))
 
     return {**rest, **jax.tree_util.tree_map_with_path(one, full)}
-
-
-def flat(tree: Tree) -> dict[str, Any]:
-    """Leaves by their path.
-
-    Example:
-      >>> flat({"wi": {"kernel": 1}})
-      {'wi/kernel': 1}
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {path_name(path): leaf for path, leaf in leaves}
 
 
 def digest(tree: Tree) -> str:

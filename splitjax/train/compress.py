@@ -16,7 +16,6 @@ from splitjax.core.message import tree_bytes
 from splitjax.core.tree import Tree, spec_of, where
 from splitjax.data.batches import model_inputs
 from splitjax.factors.fisher import fisher
-from splitjax.factors.product import rank_keeping, svd
 from splitjax.metrics.flops import flops
 from splitjax.train.compress_options import METHODS, TUNES, Compress
 from splitjax.train.loop import Run, evaluate, open_trained, train
@@ -234,13 +233,9 @@ def tuned(
     train(one, seed, place)
     run = open_trained(one, seed, place)
 
-    def again(params):
-        def fit(kernel):
-            return svd(kernel, rank_keeping(share, kernel.shape))
-
-        return factorize(fit, params, where(experiment.where))
-
-    new = tune.end(params_of(run), again)
+    new = tune.end(
+        params_of(run), lambda params: fitted(experiment, params, None, "svd", share)
+    )
     scores = score(run, new, experiment.score_on)
     run.driver.close()
     return scores

@@ -9,13 +9,13 @@ import jax
 import optax
 
 from splitjax.core.factor import materialize
-from splitjax.core.matrix import Rule
-from splitjax.core.tree import Tree, path_name, where
+from splitjax.core.tree import Tree
 from splitjax.factors.product import rank_keeping, svd
 from splitjax.factors.rescue import rescued
 from splitjax.factors.weighted import entries, rows
 from splitjax.optim.lrpet import lrpet
-from splitjax.train.experiment import Parts, check, option
+from splitjax.optim.ranks import at_rank
+from splitjax.train.experiment import check, option
 from splitjax.train.finetune import Finetune
 
 Fit = Callable[[Any, Any], Any]
@@ -81,17 +81,8 @@ def _rescue(experiment: "Compress", share: float) -> Fit:
 
 def _lrpet(experiment: "Tuned", tx: Any, steps: int) -> optax.GradientTransformation:
     """Dense kernels, brought back to their ranks now and then, and at the end."""
-
-    def plan(params):
-        # Of an un-split run: all stages are in segment 0.
-        chosen = where(f"0/(?:{experiment.where})")(params)
-        rows = jax.tree_util.tree_leaves_with_path(params)
-        return {
-            path_name(path): Rule(rank_keeping(experiment.share, leaf.shape))
-            for (path, leaf), yes in zip(rows, jax.tree.leaves(chosen), strict=True)
-            if yes
-        }
-
+    # Of an un-split run: all stages are in segment 0.
+    plan = at_rank(f"0/(?:{experiment.where})", _rank(experiment.share))
     return optax.chain(tx, lrpet(plan, every=experiment.tune_every, last=steps))
 
 
@@ -193,10 +184,10 @@ class Tuned(Finetune):
 
     begin: ClassVar[Any] = None  # an instance's parameters, by stage name
 
-    def parts(self, seed: int, *, weights: bool = True) -> Parts:
-        """Builds the run, and puts its parameters in their place."""
-        made = super().parts(seed, weights=weights)
-        return dataclasses.replace(made, params=(self.begin,))
+    def _given(self, config: Any, pairs: bool, key: jax.Array) -> Tree:
+        """Where the run starts: all parameters, by stage name."""
+        del config, pairs, key
+        return self.begin
 
     def tx(self, steps: int) -> optax.GradientTransformation:
         """The optimizer, for a run of so many steps."""

@@ -16,7 +16,7 @@ from splitjax.data.batches import model_inputs
 from splitjax.metrics.perplexity import nats, next_symbol, perplexity
 from splitjax.models import pretrained
 from splitjax.models.decoder import decoder
-from splitjax.models.decoder_config import DecoderConfig, from_json
+from splitjax.models.decoder_config import from_json
 from splitjax.models.folder import read_fields
 from splitjax.models.gguf_archive import load_gguf
 from splitjax.train.experiment import check, option
@@ -57,14 +57,12 @@ class Opened:
     """A language model with its weights.
 
     Attributes:
-      config: sizes and constants.
       model: its stages as one.
       params: by stage name.
       state: by stage name.
       tokenizer: its own.
     """
 
-    config: DecoderConfig
     model: Segment
     params: Tree
     state: Tree
@@ -95,7 +93,7 @@ def open_model(name: str) -> Opened:
     kinds = {"ids": jnp.int32, "mask": jnp.bool_}
     spec = {key: jax.ShapeDtypeStruct((1, 2), kind) for key, kind in kinds.items()}
     params, state = pretrained.start(stages, params, key=jax.random.key(0), spec=spec)
-    return Opened(config, join(stages), params, state, data.Tokenizer(folder))
+    return Opened(join(stages), params, state, data.Tokenizer(folder))
 
 
 def scorer(opened: Opened) -> Callable[[Tree, data.Windows], dict[str, float]]:

@@ -10,7 +10,7 @@ import jax
 import optax
 
 from splitjax.core.matrix import Plan
-from splitjax.core.tree import Tree, path_name, spec_of
+from splitjax.core.tree import Tree, flat, path_name, spec_of
 from splitjax.data.batches import model_inputs
 from splitjax.factors.truncated import truncate
 from splitjax.metrics.macs import macs
@@ -61,8 +61,7 @@ class LowRank(CutExperiment):
 
     def plan(self, params: Tree) -> Plan:
         """Which leaf of the model gets which rank; params by stage name, or specs."""
-        rows = jax.tree_util.tree_leaves_with_path(params)
-        names = {path_name(path): leaf for path, leaf in rows}
+        names = flat(params)
         # One of gray pictures has no rank to give away.
         convs = [n for n in names if re.fullmatch(CONVS, n) and names[n].shape[-2] > 1]
         if not convs:
