@@ -14,7 +14,7 @@ from splitjax.data.tokenize import Tokenizer
 
 CORPORA = ("wikitext2", "enwik8")
 SPLITS = ("train", "dev", "test")
-# Characters that surely hold a token: what is read of a text for its first tokens.
+# Bytes that nearly always hold a token: what is read of a text for its first tokens.
 WIDEST = 32
 
 
@@ -148,11 +148,12 @@ def load_stream(
     if tokenizer is None:
         symbols, vocab = np.frombuffer(content[:count], np.uint8), 256
     else:
-        if count is not None:
-            content = content[: WIDEST * count]
+        begun = content if count is None else content[: WIDEST * count]
         # A character of several bytes may be cut at either end.
-        text = content.decode("utf-8", "ignore")
-        symbols, vocab = tokenizer.ids(text)[:count], tokenizer.vocab
+        symbols, vocab = tokenizer.ids(begun.decode("utf-8", "ignore")), tokenizer.vocab
+        if count is not None and len(symbols) < count:
+            symbols = tokenizer.ids(content.decode("utf-8", "ignore"))
+        symbols = symbols[:count]
     if count is not None and len(symbols) < count:
         raise DataError(
             f"{name} ({split}) has {len(symbols)} symbols, fewer than {count}"

@@ -31,12 +31,14 @@ def macs(function: Callable, *specs) -> int:
 def _of(jaxpr: Any) -> int:
     total = 0
     for eqn in jaxpr.eqns:
-        name, out = eqn.primitive.name, math.prod(eqn.outvars[0].aval.shape)
+        name = eqn.primitive.name
         if name == "dot_general":
+            out = math.prod(eqn.outvars[0].aval.shape)
             (contracted, _), _ = eqn.params["dimension_numbers"]
             left = eqn.invars[0].aval.shape
             total += out * math.prod(left[axis] for axis in contracted)
         elif name == "conv_general_dilated":
+            out = math.prod(eqn.outvars[0].aval.shape)
             kernel = eqn.invars[1].aval.shape
             features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
             total += out * math.prod(kernel) // features

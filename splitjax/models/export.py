@@ -31,8 +31,9 @@ def save(
     Args:
       folder: is made when it is not there.
       config: the model's, of a family in `families.FAMILIES`.
-      params: by stage name. Factors are written as the dense leaves they stand for. A
-        head is not written: its place is a checkpoint.
+      params: by stage name. Factors are written as the dense leaves they stand for.
+        Heads of the BERT family are not written, their place is a checkpoint; a head of
+        the model's own (a decoder's, T5's, ViT's) is.
       source: the folder that the model came from. Its tokenizer is copied, and what
         `config` and `params` do not hold of its config.json and its tensors.
 

@@ -85,7 +85,8 @@ def tensors_of(table: Iterable[Entry], params: Tree) -> dict[str, np.ndarray]:
         array = array.reshape(*entry.joined, -1) if entry.joined else array
         array = np.moveaxis(array, (-1, -2), (0, 1)) if entry.turned else array
         known = parts.setdefault(entry.tensor, {})
-        if not np.array_equal(known.setdefault(entry.part[0], array), array):
+        copy = known.setdefault(entry.part[0], array)
+        if copy is not array and not np.array_equal(copy, array):
             raise ValueError(
                 f"{entry.stage}/{'/'.join(entry.path)} differs from another layer's "
                 "copy; the folder holds one for all"

@@ -95,8 +95,8 @@ def generate(
         "ids": jax.ShapeDtypeStruct((rows, length + tokens), jnp.int32),
         "mask": jax.ShapeDtypeStruct((rows, length + tokens), jnp.bool_),
     }
-    memory = session(stages, params, state, spec)
-
+    # A step uses up what it is given, and what `session` handed on is the caller's.
+    memory = jax.tree.map(jnp.copy, session(stages, params, state, spec))
     x = {"ids": jnp.asarray(ids, jnp.int32), "mask": jnp.asarray(mask)}
     out = []
     for number in range(tokens):
