@@ -132,7 +132,8 @@ def test_a_head_of_its_own_is_not_passed_over(reference, tmp_path):
     (tmp_path / "config.json").write_text((source / "config.json").read_text())
     path = tmp_path / "model.safetensors"
     copies = {
-        f"{s}.embed_tokens.weight": tensors["shared.weight"] for s in ("encoder",)
+        f"{s}.embed_tokens.weight": tensors["shared.weight"]
+        for s in ("encoder", "decoder")
     }
     copies["lm_head.weight"] = tensors["shared.weight"]
     safetensors.numpy.save_file(tensors | copies, path)

@@ -35,8 +35,7 @@ SEEDS, ROWS, S = 8, 192, 3
 def planted(mix):
     """W = C* B*: half of C* is zero, the rest +-2^k of four sizes; B* = I + mix N.
 
-    With a wider range of sizes, or a sparser C*, the loop does not find it: of 8 seeds
-    5 for five sizes, none for seven (2^-6 to 1) at a density of 0.3.
+    With a wider range of sizes, or a sparser C*, the loop does not promise to find it.
     """
     slices = []
     for seed in range(SEEDS):

@@ -227,6 +227,7 @@ def test_it_is_never_worse_than_its_starts(method, start):
         assert found <= weighted_loss(kernel, HEAVY, other) * (1 + 1e-12)
     assert report.losses[report.chosen] == min(report.losses.values())
     assert len(report.trace) == 9
+    assert report.trace[0] == pytest.approx(report.losses[start], rel=1e-5)
     assert found == pytest.approx(report.losses[report.chosen] * HEAVY.mean())
 
 

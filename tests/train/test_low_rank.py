@@ -47,16 +47,21 @@ def ranks(state):
     return {name: numeric_rank(kernel) for name, kernel in kernels.items()}
 
 
-def test_both_parties_project_with_the_statistics_of_their_norms(tmp_path):
-    """The edge's convolution sees gray pictures, which have no rank to give away."""
-    run = open_run(Classify(**{**TINY, "low_rank_every": 1}), 0, tmp_path)
+@pytest.mark.parametrize(("after", "owner"), [("block1", "1"), ("block2", "0")])
+def test_both_parties_project_with_the_statistics_of_their_norms(
+    after, owner, tmp_path
+):
+    """The first convolution sees gray pictures, which have no rank to give away."""
+    given = {**TINY, "low_rank_every": 1, "after": (after,)}
+    run = open_run(Classify(**given), 0, tmp_path)
     batches = next(iter(run.parts.train.epoch(0, micro=1)))
     ticks = [tick_batch(batch, 8) for batch in batches]
     before = ranks(run.state)
     with contextlib.closing(run.driver):
         state, _ = run.driver.step(run.state, ticks, in_flight=1, names=["first"])
-    assert before == {**RANKS, "1/block2/0/conv/kernel": 64}
-    assert ranks(state) == RANKS
+    first, second = "0/block1/0/conv/kernel", f"{owner}/block2/0/conv/kernel"
+    assert before == {first: 9, second: 64}
+    assert ranks(state) == {first: 9, second: 16}
 
 
 @pytest.mark.slow
