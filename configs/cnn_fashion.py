@@ -6,7 +6,9 @@ Expect: test accuracy .8908 after three epochs, split in float32 and un-split al
   (--config.compare=True), seed 0; .1120 before (2026-11-24). Without a codec it sends
   25 kB a picture each way; the edge does 7 % of the FLOPs. A codec, as
   --config.forward="c3(4) + quantize(8)" --config.backward="quantize(8)", sends less
-  One epoch of `frontier` with --config.attack="('inversion',)", backward stochastic:
+  One epoch, `experiments.frontier --config=configs/cnn_fashion.py --config.epochs=1`
+  with --config.attack="('inversion','dcor')" and grids such as
+  --grid="forward=quantize(4) backward=quantize(4,rounding='stochastic')":
   un-split and float32 .8572; 8 bits each way .8578 at 3.5x, 4 bits .8580 at 6.4x, 2 up
   and 4 back .8581 at 8.0x; of the pixels' variance a linear attack cannot read 7, 7, 7
   and 8 %. `binary` stays at .1000: behind a relu all signs are one

@@ -5,8 +5,9 @@ Run: python -m experiments.mixture --config=configs/mpoe_minilm.py
 Expect: not measured yet. Parameters: 22.57M with dense blocks, 72.21M with 8 plain
   experts, 27.13M with 8 that share. Before training the three are one function, but for
   tokens that find no place
-Cost: no whole run was made yet. A step of 32 texts of 8 tokens took 1.65 s on one CPU
-  core, 0.20 s with dense blocks: what is rebuilt costs the same for longer texts
+  (--config.steps=1 --config.limit=64 prints them, too)
+Cost: no whole run was made yet; what is rebuilt in a step costs the same for texts of
+  any length
 """
 
 from splitjax.train.mixture import Mixture

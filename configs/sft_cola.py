@@ -3,7 +3,8 @@
 Paper: SFT (arXiv 2211.16703); the code of the input, and sending it once, are ours
 Run: python -m experiments.finetune --config=configs/sft_cola.py
 Expect: dev Matthews after the last epoch (2026-11-24), 99.7x, the edge does 23 % of the
-  FLOPs; un-split, at 5e-5, with --config.compare=True:
+  FLOPs; un-split, at 5e-5, with --config.compare=True
+  and --config.seeds="(0,1,2,3,4)":
     seed 0 .3277, un-split .3395; 1 .3027, .3017; 2 .3230, .3119; 3 .2904, .3282;
     4 .3123, .3090: -0.68 ± .86 points
   Rates were chosen on seed 0 from 5e-5 and 1e-4, 3 epochs: un-split .335 and .260,

@@ -3,10 +3,10 @@
 Paper: SFT (arXiv 2211.16703); the code of the input, and sending it once, are ours
 Run: python -m experiments.finetune --config=configs/sft_sst2.py
 Expect: dev accuracy .8773 at 97.7x, seed 0, the edge does 23 % of the FLOPs; un-split
-  .8933 after one epoch at 5e-5, after three not measured: -1.6 points at least, not
-  good enough (2026-11-24). One epoch of 80 dimensions, 3 bits and a fitted code was
-  .8555 at 98.0x, both arms at 5e-5. A frozen float32 edge could send once, too, and
-  only up: the ratio to that is 16
+  .8933 after one epoch at 5e-5 (--config.mode=unsplit --config.epochs=1), after three
+  not measured: -1.6 points, not good enough (2026-11-24). One epoch of 80 dimensions,
+  3 bits and a fitted code was .8555 at 98.0x, both arms at 5e-5. A frozen float32 edge
+  could send once, too, and only up: the ratio to that is 16
 Cost: 25 minutes a run on one CPU core; no code is fit
 """
 
