@@ -1,0 +1,1 @@
+"""The cloud on many devices: meshes, schedules, plans and pipelines."""
