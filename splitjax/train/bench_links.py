@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,9 @@ from splitjax.train.experiment import Experiment
 LOOPBACK_BOUND, SLOW_BOUND = 1.15, 1.10
 NETWORKS = ("10Mbit,20ms", "100Mbit,20ms")
 MICRO = 4
+SWEEPS = 3
+# Seconds and parts of some steps, by how many micro-batches were in flight.
+Steps = dict[int, list[tuple[float, list[Work]]]]
 Row = dict[str, Any]
 
 
@@ -60,21 +63,43 @@ def loopback(b: Bench) -> list[Row]:
 
 
 def slow(b: Bench) -> list[Row]:
-    """The step over slow links, against the ideal makespan of its measured parts."""
+    """The step over slow links, against the ideal makespan of its measured parts.
+
+    Whatever else a machine does for some minutes slows the steps of those minutes:
+    every cut has its rounds in several sweeps over all of them, far apart.
+    """
+    found: dict[tuple[str, str], Steps] = {}
+    for rounds in _sweeps(b.rounds):
+        part = dataclasses.replace(b, rounds=rounds)
+        for name, experiment in _cuts(b):
+            for network, steps in over_networks(part, experiment).items():
+                pooled = found.setdefault((name, network), {1: [], MICRO: []})
+                for in_flight, new in steps.items():
+                    pooled[in_flight] += new
     rows = []
+    for (name, network), steps in found.items():
+        rows += _rows(f"{name}, {network}", network, steps)
+    return rows
+
+
+def _sweeps(rounds: int) -> list[int]:
+    """The rounds of each sweep: as even as can be, and none without one."""
+    return [(rounds + late) // SWEEPS for late in range(SWEEPS)][-min(rounds, SWEEPS) :]
+
+
+def _cuts(b: Bench) -> Iterator[tuple[str, Experiment]]:
     for layer in b.layers:
         # An exact norm is one more exchange, which `makespan` does not know.
         more: Any = {"layer": layer, "micro": MICRO, "exact_norm": False}
         for name, experiment in recipes(dataclasses.replace(b.base, **more)).items():
             if experiment.mode != "unsplit":
-                rows += over_networks(b, f"cut {layer}, {name}", experiment)
-    return rows
+                yield f"cut {layer}, {name}", experiment
 
 
-def over_networks(b: Bench, name: str, experiment: Experiment) -> list[Row]:
-    """Rows of one run that goes from network to network."""
+def over_networks(b: Bench, experiment: Experiment) -> dict[str, Steps]:
+    """The timed steps of one run that goes from network to network."""
     calls: list[tuple] = []
-    meter, rows = Meter(), []
+    meter, by_network = Meter(), {}
     with contextlib.ExitStack() as stack:
         served = stack.enter_context(b.cloud(experiment, ("", *NETWORKS)))
         stack.enter_context(Stopwatch(lambda *call: calls.append(call)))
@@ -84,7 +109,7 @@ def over_networks(b: Bench, name: str, experiment: Experiment) -> list[Row]:
         jax.block_until_ready(step(1))
         for network in NETWORKS:
             ways.move(network)
-            found: dict[int, list[tuple[float, list[Work]]]] = {1: [], MICRO: []}
+            found: Steps = {1: [], MICRO: []}
             jax.block_until_ready(step(MICRO))
             for _ in range(b.rounds):
                 for in_flight, steps in found.items():
@@ -97,8 +122,8 @@ def over_networks(b: Bench, name: str, experiment: Experiment) -> list[Row]:
                     new = {key: n - sent[key] for key, n in _sent(meter).items()}
                     parts = _works([*calls, *served.times()], new)
                     steps.append((seconds, parts))
-            rows += _rows(f"{name}, {network}", network, found)
-    return rows
+            by_network[network] = found
+    return by_network
 
 
 def _sent(meter: Meter) -> dict[str, int]:
@@ -132,7 +157,7 @@ def _median(steps: Sequence[list[Work]]) -> list[Work]:
     return [one(ticks) for ticks in zip(*steps, strict=True)]
 
 
-def _rows(name: str, network: str, found: dict) -> list[Row]:
+def _rows(name: str, network: str, found: Steps) -> list[Row]:
     link, rows = Network.parse(network), []
     # Of the synchronous steps, in which each party computes undisturbed.
     work = _median([parts for _, parts in found[1]])
