@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 from splitjax.codecs.grid import HUGE, Grid, bits_of, extent, fit, values
 from splitjax.codecs.layout import Layout, first_rows
-from splitjax.codecs.noise import dither
 from splitjax.codecs.pack import pack_bits, unpack_bits
 from splitjax.core.codec import Codec
 from splitjax.core.keys import fold
 from splitjax.core.lift import counted
 from splitjax.core.message import is_sized
+from splitjax.core.noise import dither
 from splitjax.core.tree import nearest
 
 AXES, MODES = ("token", "channel", "group"), ("affine", "symmetric")

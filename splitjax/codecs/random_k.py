@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 from splitjax.codecs.finite import count, saturate, within, zero_unless
 from splitjax.codecs.grid import HUGE
-from splitjax.codecs.noise import uniform
 from splitjax.codecs.rows import Rows, check_keep
 from splitjax.core.codec import Codec
 from splitjax.core.keys import fold
 from splitjax.core.lift import counted
 from splitjax.core.message import is_sized
+from splitjax.core.noise import uniform
 
 
 @jax.tree_util.register_dataclass

@@ -60,7 +60,7 @@ def randomize(epsilon: float) -> Codec:
         key = fold(ctx.key, "randomize", index)
         if key is None:
             raise ValueError("randomize needs a key: Context(key=...)")
-        # A cipher's bits (threefry), not the cheap hash of `codecs/noise.py`.
+        # A cipher's bits (threefry), not the cheap hash of `core/noise.py`.
         flip = jax.random.bits(key, x.shape, jnp.uint32) < jnp.uint32(below)
         one = jnp.array(1, x.dtype)
         x = jnp.where((x < 0) ^ flip, -one, one)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from splitjax.codecs.finite import count, real, saturate, within, zero_unless
 from splitjax.codecs.grid import HUGE, TINY
-from splitjax.codecs.noise import uniform
+from splitjax.core.noise import uniform
 
 
 def clear(

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from splitjax.codecs import Context, Sized, nonfinite, quantize, wire_bytes
 from splitjax.codecs.grid import round_down, round_up
-from splitjax.codecs.noise import dither, uniform
 from splitjax.core.codec import chain
 from splitjax.core.lift import on_tree
+from splitjax.core.noise import dither, uniform
 
 KEY = jax.random.key(5)
 

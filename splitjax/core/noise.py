@@ -32,9 +32,8 @@ def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     Differs:
       The second word of the key enters between the two multiplications.
     """
-    data = jax.random.key_data(key).astype(jnp.uint32)
-    first, second = data[0], data[-1]
-    x = _hashed(jax.lax.iota(jnp.uint32, math.prod(shape)), first, second)
+    first, second = words(key)
+    x = hashed(jax.lax.iota(jnp.uint32, math.prod(shape)), first, second)
     # By way of int32, which every CPU converts in one instruction.
     return ((x >> 8).astype(jnp.int32).astype(jnp.float32) * 2.0**-24).reshape(shape)
 
@@ -60,12 +59,11 @@ def dither(key: jax.Array, rows: int, columns: int) -> jax.Array:
       >>> noise.shape, round(float((noise >> 31).mean()), 1)
       ((2, 500), 0.5)
     """
-    data = jax.random.key_data(key).astype(jnp.uint32)
-    first, second = data[0], data[-1]
+    first, second = words(key)
 
     def again(_, numbers):
         a, b = numbers
-        return _hashed(a, first, second), _hashed(b, ~second, first)
+        return hashed(a, first, second), hashed(b, ~second, first)
 
     # A loop, or XLA would hash anew for each product.
     a, b = jax.lax.iota(jnp.uint32, rows), jax.lax.iota(jnp.uint32, columns)
@@ -73,7 +71,36 @@ def dither(key: jax.Array, rows: int, columns: int) -> jax.Array:
     return (a | jnp.uint32(1))[:, None] * b[None]
 
 
-def _hashed(count: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
+def words(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The two uint32 of a key that `hashed` takes.
+
+    Example:
+      >>> import jax
+      >>> [int(word) for word in words(jax.random.key(7))]
+      [0, 7]
+    """
+    data = jax.random.key_data(key).astype(jnp.uint32)
+    return data[0], data[-1]
+
+
+def hashed(count: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
+    """Uniform 32-bit numbers, one for each count.
+
+    Shifts, products and exclusive ors only, so that a kernel can make them where it
+    needs them.
+
+    Args:
+      count: uint32 of any shape.
+      first: uint32 scalar, or of the shape of `count`, as `words` gives it.
+      second: likewise.
+
+    Example:
+      >>> import jax
+      >>> count = jax.lax.iota(jnp.uint32, 1000)
+      >>> bits = hashed(count, *words(jax.random.key(0)))
+      >>> round(float((bits >> 31).mean()), 1)
+      0.5
+    """
     x = count + first
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = ((x ^ second) ^ (x >> 15)) * jnp.uint32(0x846CA68B)
