@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from splitjax.codecs.finite import count, real
+from splitjax.codecs.finite import count, real, within, zero_unless
+from splitjax.codecs.grid import HUGE, round_down
 from splitjax.codecs.layout import Layout, first_rows
 from splitjax.codecs.pack import pack_bits, unpack_bits
 from splitjax.core.codec import Codec, chain
@@ -15,10 +16,17 @@ from splitjax.core.message import Sized, is_sized
 from splitjax.core.straight_through import ste_sign
 
 
-def sign() -> Codec:
+def sign(*, center: bool = False) -> Codec:
     """Every float becomes 1 or -1; see `ste_sign` for the gradient.
 
     NaN and infinity are counted (see `nonfinite`); a NaN is sent as 1.
+
+    Args:
+      center: the mean of each channel (one index on the last axis) over what is real of
+        the message, rounded down to 8 bits, is taken off first; it does not cross. For
+        a cut behind a relu, where all signs are one. What is sent of an example then
+        depends on its batch, and of a constant channel is 1. No gradient goes by way of
+        the mean.
 
     Returns:
       A smooth codec that sends floats of the same dtype: `binary` packs them.
@@ -32,15 +40,32 @@ def sign() -> Codec:
     """
 
     def encode(x, used, ctx, index, constants):
-        bad, signs = ~jnp.isfinite(x), ste_sign(x)
+        bad, valid = ~jnp.isfinite(x), real(x.shape, ctx.mask)
+        if used is not None:
+            row = jax.lax.iota(jnp.int32, x.shape[0]) < used
+            valid = row.reshape(-1, *[1] * (x.ndim - 1))
+        signs = ste_sign(x - _means(x, valid).astype(x.dtype) if center else x)
         if used is not None:
             return first_rows(signs, used), count(bad)
-        valid = real(x.shape, ctx.mask)
         bad = bad if valid is None else bad & valid
         return signs, count(bad)
 
-    made = counted(encode, lambda node, constants: node, smooth=True, name="sign")
+    name = "sign(center)" if center else "sign"
+    made = counted(encode, lambda node, constants: node, smooth=True, name=name)
     return dataclasses.replace(made, exact=True)
+
+
+def _means(x: jax.Array, valid: jax.Array | None) -> jax.Array:
+    """Of each channel, rounded down: a sum may be rounded, and a constant stays one."""
+    x = jax.lax.stop_gradient(x)
+    good = within(x, HUGE)
+    good = good if valid is None else good & valid
+    axes = tuple(range(max(x.ndim - 1, min(x.ndim, 1))))
+    many = jnp.sum(good, axes, keepdims=True, dtype=jnp.int32)
+    # Each is divided before the sum, which could not hold them otherwise.
+    share = 1 / jnp.maximum(many, 1).astype(jnp.float32)
+    whole = zero_unless(good, x).astype(jnp.float32)
+    return round_down(jnp.sum(whole * share, axes, keepdims=True))
 
 
 @jax.tree_util.register_dataclass
@@ -121,7 +146,7 @@ def pack_signs() -> Codec:
     return dataclasses.replace(made, exact=True)
 
 
-def binary() -> Codec:
+def binary(*, center: bool = False) -> Codec:
     """Activations cross as signs, one bit a value: `chain(sign(), pack_signs())`.
 
     Between the two `randomize` has its place. For gradients see `scaled_sign` (one bit)
@@ -130,6 +155,9 @@ def binary() -> Codec:
 
     Signs alone protect little: a linear attack on them still recovers most of the
     input.
+
+    Args:
+      center: see `sign`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -147,4 +175,4 @@ def binary() -> Codec:
       The paper publishes no code; this is the usual practice of binary networks, whose
       binary layers are in `splitjax.models.binary_dense` and `binary_conv`.
     """
-    return chain(sign(), pack_signs())
+    return chain(sign(center=center), pack_signs())

@@ -41,6 +41,38 @@ def test_unused_rows_stay_zero():
     np.testing.assert_array_equal(y.buffer, x.buffer)
 
 
+def test_centered_signs_tell_apart_what_a_relu_left():
+    x = jax.nn.relu(jax.random.normal(jax.random.key(0), (16, 5, 3)) + 1.0)
+    x = x * jnp.array([[[1.0, 100.0, 1e-3]]])
+    y, _ = send(binary(center=True), x)
+    mean = jnp.mean(x, (0, 1), keepdims=True)
+    clear = jnp.abs(x - mean) > mean / 100  # the mean is rounded to 8 bits
+    np.testing.assert_array_equal(y[clear], jnp.sign(x - mean)[clear])
+    assert (send(binary(), x)[0] == 1).all()
+
+
+@pytest.mark.parametrize("value", [0.3, -0.3, 0.5, 7e4, 1e-30])
+def test_a_centered_constant_is_one(value):
+    """However its mean is rounded."""
+    y, _ = send(binary(center=True), jnp.full((37, 3), value))
+    assert (y == 1).all()
+
+
+@pytest.mark.parametrize("filler", [1e9, jnp.nan])
+def test_padding_and_what_is_not_finite_enter_no_mean(filler):
+    x = jax.random.normal(jax.random.key(0), (6, 4)) + 3
+    few, _ = send(binary(center=True), x[:4])
+    mask = jnp.arange(6) < 4
+    padded, _ = send(binary(center=True), x.at[4:].set(filler), mask=mask)
+    sized, _ = send(binary(center=True), Sized(x.at[4:].set(filler), jnp.int32(4)))
+    np.testing.assert_array_equal(padded[:4], few)
+    np.testing.assert_array_equal(sized.buffer[:4], few)
+    if filler != filler:  # a NaN that is real is counted, and left out of the mean
+        y, state = send(binary(center=True), x.at[4:].set(filler))
+        assert int(nonfinite(state)) == 8
+        np.testing.assert_array_equal(y[:4], few)
+
+
 @pytest.mark.parametrize("axis, other", [("token", 1), ("channel", 0)])
 def test_a_scaled_sign_has_the_mean_magnitude(axis, other):
     x = jax.random.normal(jax.random.key(0), (6, 10))

@@ -199,6 +199,7 @@ CODECS = [
         tolerance=0.01,
     ),
     Member(binary(), linear=False),
+    Member(binary(center=True), linear=False, repeat=True),
     Member(scaled_sign(), tolerance=0.01),
     Member(scaled_sign("channel"), FEW, tolerance=0.01, repeat=True),
     Member(
