@@ -14,6 +14,21 @@ Cost: half an hour of CPU time an epoch (1.8 s a step of 64, measured on a busy 
 
 from splitjax.train.classify import Classify
 
+GRID = (
+    "forward=",
+    "forward=c3(4),c3(16),c3(4,keys='unitary'),c3(16,keys='unitary')",
+    "forward=quantize(4) backward=quantize(4,rounding='stochastic')",
+    "forward=binary(center=True) backward=quantize(8,rounding='stochastic')",
+    "forward=top_k(0.1) backward=top_k(0.1)",
+    "forward=c3(4,keys='unitary',center=True)+quantize(4,axis='channel')"
+    " backward=quantize(4,axis='channel',rounding='stochastic')",
+    # What is new about each picture, which must not move; beside float32 for as long.
+    "forward= flip=False edge_dropout=False epochs=2",
+    "forward=delta(quantize(4,power_of_two=True),memory='f16',first='half')"
+    " backward=quantize(4,rounding='stochastic') flip=False edge_dropout=False"
+    " epochs=2",
+)
+
 
 def get_config() -> Classify:
     """One epoch; the full setting is --config.epochs=100 --config.schedule=constant.

@@ -17,6 +17,35 @@ Cost: 4 minutes of CPU time a run, most of it without a codec for the messages
 
 from splitjax.train.classify import Classify
 
+GRID = (
+    "forward=",
+    "forward=cast('bf16') backward=cast('bf16')",
+    "forward=quantize(8) backward=quantize(8,rounding='stochastic')",
+    "forward=quantize(4) backward=quantize(4,rounding='stochastic')",
+    "forward=quantize(2) backward=quantize(4,rounding='stochastic')",
+    "forward=c3(4),c3(16),c3(4,keys='unitary'),c3(16,keys='unitary')",
+    "forward=binary(center=True) backward=quantize(8,rounding='stochastic')",
+    "forward=binary(center=True) backward=scaled_sign()",
+    "forward=sign(center=True)+randomize(2.0)+pack_signs()"
+    " backward=quantize(8,rounding='stochastic')",
+    "forward=top_k(0.1) backward=top_k(0.1)",
+    "forward=random_k(0.1) backward=random_k(0.1,unbiased=True)",
+    "forward=projection(8) backward=projection(8)",
+    "forward=bounded(0.01,relative=True,block=None)+lossless()"
+    " backward=bounded(0.01,relative=True,block=None)+lossless()",
+    # Chains.
+    "forward=c3(4,keys='unitary',center=True)+quantize(8)"
+    " backward=quantize(8,rounding='stochastic')",
+    "forward=top_k(0.1)+quantize(4) backward=top_k(0.05)+quantize(4)",
+    "forward=quantize(2)+lossless() backward=quantize(2,rounding='stochastic')"
+    "+lossless()",
+    # What is new about each picture, which must not move; beside float32 for as long.
+    "forward= flip=False pad=0 epochs=2",
+    "forward=delta(quantize(2,power_of_two=True),memory='f16',first='half')"
+    " backward=quantize(4,rounding='stochastic') flip=False pad=0 edge_dropout=False"
+    " epochs=2",
+)
+
 
 def get_config() -> Classify:
     """The options of this run."""

@@ -17,6 +17,8 @@ Cost: 2 to 3 minutes a run on one CPU core, and 15 once to fit the code (it is k
 
 from splitjax.train.finetune import Finetune, narrow
 
+GRID = ("layer=1,2 rank=16,32",)
+
 
 def get_config() -> Finetune:
     """The options of this run."""

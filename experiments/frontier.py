@@ -3,7 +3,9 @@
 Example: python -m experiments.frontier --config=configs/sft_stsb.py \
   --grid='layer=1,2 rank=32' --grid='layer=2 rank=8,16 forward_bits=2,4'
 
-With --config.attack="('inversion','dcor')" every point is attacked, too.
+Without --grid the points are those that the config file proposes (its GRID). Started
+again, the same command keeps the points that are done and goes on in the one that is
+not. With --config.attack="('inversion','dcor')" every point is attacked, too.
 """
 
 import dataclasses
@@ -19,17 +21,21 @@ from splitjax.train.loop import train
 LAUNCH = flags.define("configs/sft_stsb.py")
 GRID = absl_flags.DEFINE_multi_string(
     "grid",
-    ["layer=1,2 rank=16,32"],
-    "FIELD=VALUE,VALUE ...: a product; may be repeated",
+    None,
+    "FIELD=VALUE,VALUE ...: a product; may be repeated; by default the config's GRID",
 )
 
 
 def main(_: list[str]) -> None:
     """Runs the un-split model and every point, each over all seeds."""
     experiment, workdir = LAUNCH.run, LAUNCH.workdir
+    grids = GRID.value or flags.grid_of(LAUNCH.path)
+    points = ({"mode": "unsplit"}, *frontier.points(grids, experiment))
+    for point in points:
+        dataclasses.replace(experiment, **point).validate()
     workdir.mkdir(parents=True, exist_ok=True)
     rows: list[dict] = []
-    for point in ({"mode": "unsplit"}, *frontier.points(GRID.value, experiment)):
+    for point in points:
         name = frontier.name_of(point)
         one = dataclasses.replace(experiment, **point)
         summaries = []

@@ -19,6 +19,7 @@ from splitjax.runtime.guard import Unauthenticated
 from splitjax.runtime.server import ServerError
 from splitjax.storage.checkpoint import CheckpointError
 from splitjax.storage.lock import InUse
+from splitjax.train.allocator import keep_freed
 from splitjax.train.processes import end_with_parent
 
 # Errors that are about the world, not the program: the text says what to do.
@@ -53,10 +54,16 @@ class Launch:
         return dataclasses.replace(given, mode=mode)
 
     @property
+    def path(self) -> str:
+        """The config file."""
+        return config_flags.get_config_filename(flags.FLAGS["config"])
+
+    @property
     def workdir(self) -> pathlib.Path:
         """`--workdir`, or runs/NAME after the config file."""
-        path = config_flags.get_config_filename(flags.FLAGS["config"])
-        return pathlib.Path(flags.FLAGS.workdir or f"runs/{pathlib.Path(path).stem}")
+        return pathlib.Path(
+            flags.FLAGS.workdir or f"runs/{pathlib.Path(self.path).stem}"
+        )
 
 
 def define(default: str) -> Launch:
@@ -78,6 +85,26 @@ def define(default: str) -> Launch:
     )
     _check_arguments(sys.argv, default)
     return Launch(holder)
+
+
+def grid_of(path: str) -> tuple[str, ...]:
+    """The sweep that a config file proposes: its `GRID`, texts as `frontier.grid` has.
+
+    Raises:
+      SystemExit: when there is no such file, or it has no `GRID`.
+
+    Example:
+      >>> grid_of("configs/sft_stsb.py")
+      ('layer=1,2 rank=16,32',)
+    """
+    _there(path)
+    found = runpy.run_path(path).get("GRID")
+    if not found:
+        raise SystemExit(
+            f"--config={path}: the file proposes no sweep (it has no GRID): say which "
+            "points, as --grid='FIELD=VALUE,VALUE'"
+        )
+    return tuple(found)
 
 
 def config_arguments() -> list[str]:
@@ -104,6 +131,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         # Orbax and JAX tell of every file and backend, at the level of our own news.
         logging.get_absl_handler().addFilter(_ours)
         end_with_parent()
+        keep_freed()
         jax.config.update("jax_compilation_cache_dir", str(cache() / "xla"))
         try:
             main(arguments)

@@ -18,8 +18,8 @@ def grid(text: str, experiment: Experiment) -> list[dict[str, Any]]:
 
     Args:
       text: "FIELD=VALUE,VALUE FIELD=VALUE"; a value is read as the field's type; the
-        parts of a tuple stand with "+" between. Within brackets, as a codec has them,
-        commas and spaces part nothing.
+        parts of a tuple stand with "+" between, and without any it is empty. Within
+        brackets, as a codec has them, commas and spaces part nothing.
       experiment: whose fields they are.
 
     Raises:
@@ -61,7 +61,7 @@ def _value(name: str, text: str, now: Any) -> Any:
         return text == "True"
     kind, parts = type(now), [text]
     if isinstance(now, tuple):
-        kind, parts = type(now[0]) if now else str, text.split("+")
+        kind, parts = type(now[0]) if now else str, text.split("+") if text else []
     try:
         values = tuple(kind(part) for part in parts)
     except ValueError as error:

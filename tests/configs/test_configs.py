@@ -1,4 +1,5 @@
 import ast
+import dataclasses
 import pathlib
 
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from splitjax.data.benchmarks import BENCHMARKS, GLUE
 from splitjax.data.images import IMAGES
 from splitjax.data.stream import CORPORA
-from splitjax.train import flags
+from splitjax.train import flags, frontier
 from splitjax.train.experiment import Experiment
 from splitjax.train.hijack_options import Hijack
 from splitjax.train.language import ARCHIVES, Language
@@ -43,3 +44,27 @@ def test_a_config_says_how_to_run_it(name):
     for word in command[3:]:
         if word.startswith("--config."):
             assert word[len("--config.") :].partition("=")[0] in names
+
+
+SWEPT = [
+    path.name
+    for path in sorted((ROOT / "configs").glob("*.py"))
+    if "\nGRID = " in path.read_text()
+]
+
+
+@pytest.mark.parametrize("name", SWEPT)
+def test_every_point_of_a_sweep_makes_sense(name):
+    path = str(ROOT / "configs" / name)
+    experiment = flags.load(path)
+    points = frontier.points(flags.grid_of(path), experiment)
+    assert len(points) > 1
+    for point in points:
+        dataclasses.replace(experiment, **point).validate()
+        assert len(frontier.name_of(point)) < 200  # the name of a folder
+    assert len({frontier.name_of(point) for point in points}) == len(points)
+
+
+def test_a_config_without_a_sweep_says_so():
+    with pytest.raises(SystemExit, match="proposes no sweep"):
+        flags.grid_of(str(ROOT / "configs" / "sft_cola.py"))

@@ -20,6 +20,7 @@ def test_a_grid_is_the_product_of_its_fields():
         ("grid=token", {"grid": "token"}),
         ("after=layer_0+head", {"after": ("layer_0", "head")}),
         ("seeds=0+1", {"seeds": (0, 1)}),
+        ("after=", {"after": ()}),
     ],
 )
 def test_a_value_is_read_as_its_field(text, point):
