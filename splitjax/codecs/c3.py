@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from splitjax.codecs.finite import real, wide, within, zero_unless
+from splitjax.codecs.finite import real, within, zero_unless
 from splitjax.codecs.layout import first_rows
 from splitjax.core.codec import Codec
 from splitjax.core.keys import fold
 from splitjax.core.lift import counted
 from splitjax.core.message import Sized, is_sized
+from splitjax.core.precision import widened
 from splitjax.core.tree import Tree, is_float, nearest
 
 KINDS = ("gauss", "unitary")
@@ -138,7 +139,7 @@ def c3(
             valid = real(x.shape, ctx.mask)
         bad = ~good if valid is None else ~good & valid
         good = good if valid is None else good & valid
-        rows = wide(zero_unless(good, x)).reshape(count, width)
+        rows = widened(zero_unless(good, x)).reshape(count, width)
         key = spectra(state, width, rows.dtype)
         mean = None
         if center:

@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from splitjax.codecs.finite import count, real, saturate, wide, within, zero_unless
+from splitjax.codecs.finite import count, real, saturate, within, zero_unless
 from splitjax.codecs.grid import HUGE
 from splitjax.core.codec import Codec, is_noisy
 from splitjax.core.message import is_sized
+from splitjax.core.precision import widened
 from splitjax.core.tree import Tree, combine, path_name, split_floats
 
 
@@ -73,7 +74,7 @@ def feedback(inner: Codec) -> Codec:
     def init(spec):
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), _floats(spec))
         return {
-            "memory": jax.tree.map(wide, zeros),
+            "memory": jax.tree.map(widened, zeros),
             "tx": inner.init(spec),
             "rx": inner.init(spec),
             "nonfinite": jnp.int32(0),
@@ -88,7 +89,7 @@ def feedback(inner: Codec) -> Codec:
             bad = count(bad if valid is None else bad & valid)
 
             def sums(a):
-                total = wide(a) + memory
+                total = widened(a) + memory
                 total = total if valid is None else zero_unless(valid, total)
                 sent = saturate(total, a.dtype)
                 return (sent,) if sent.dtype == total.dtype else (sent, total)
@@ -102,7 +103,7 @@ def feedback(inner: Codec) -> Codec:
             return made[-1], made[0], bad
 
         def lost(total, y, memory):
-            left = total - wide(y)
+            left = total - widened(y)
             # What is too large to be sent at all is dropped here.
             left = zero_unless(within(left, HUGE) & within(total, HUGE), left)
             valid = real(y.shape, ctx.mask)

@@ -50,17 +50,6 @@ def real(shape: tuple[int, ...], mask: jax.Array | None) -> jax.Array | None:
     return mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim))
 
 
-def wide(x: jax.Array) -> jax.Array:
-    """An array in the dtype to compute in: float32, or float64 for float64.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> wide(jnp.ones(1, jnp.bfloat16)).dtype.name
-      'float32'
-    """
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
-
-
 def saturate(x: jax.Array, dtype: Any) -> jax.Array:
     """A cast that stays finite where the narrower format ends.
 

@@ -6,12 +6,13 @@ import math
 import jax
 import jax.numpy as jnp
 
-from splitjax.codecs.finite import real, wide, within, zero_unless
+from splitjax.codecs.finite import real, within, zero_unless
 from splitjax.codecs.layout import first_rows
 from splitjax.core.codec import Codec
 from splitjax.core.keys import fold
 from splitjax.core.lift import counted
 from splitjax.core.mechanism import GAUSS, LAPLACE, Mechanism
+from splitjax.core.precision import widened
 from splitjax.core.tree import nearest
 
 KINDS = (LAPLACE, GAUSS)
@@ -76,7 +77,7 @@ def perturb(kind: str, *, scale: float, clip: float) -> Codec:
         bad, valid = ~good, None if used is not None else real(x.shape, ctx.mask)
         if valid is not None:
             bad, good = bad & valid, good & valid
-        y = wide(zero_unless(good, x))
+        y = widened(zero_unless(good, x))
         y = y * (clip / jnp.maximum(_norms(y, kind), clip))
         y = y + draw(key, x.shape, y.dtype) * (2 * clip * scale)
         top = float(jnp.finfo(x.dtype).max)

@@ -8,6 +8,7 @@ import numpy as np
 
 from splitjax.core.factor import materialize
 from splitjax.core.keys import fold
+from splitjax.core.precision import widened
 from splitjax.core.tree import is_float, nearest
 from splitjax.factors.mpo import Mpo, MpoExperts
 from splitjax.factors.mpo_plan import MpoPlan
@@ -130,9 +131,8 @@ def fit(kernel: jax.Array, plan: MpoPlan, *, method: str = "svd") -> Mpo:
             f"an MPO needs a matrix of floats; this leaf is {kernel.shape} "
             f"{kernel.dtype}"
         )
-    wide = kernel.astype(jnp.float32) if kernel.dtype.itemsize < 4 else kernel
     lead = kernel.shape[:-2]
-    rows = np.asarray(wide, np.float64).reshape(-1, *kernel.shape[-2:])
+    rows = np.asarray(widened(kernel), np.float64).reshape(-1, *kernel.shape[-2:])
     made = [decompose(row, plan, method=method)[0] for row in rows]
     if not made:
         raise ValueError(f"the kernel {kernel.shape} is empty")

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from splitjax.core.precision import widened
+
 
 def nearest(x: jax.Array, *, min_exp: int, max_exp: int) -> jax.Array:
     """The nearest of 0 and `+-2^k`, k from min_exp to max_exp, in linear distance.
@@ -28,7 +30,7 @@ def nearest(x: jax.Array, *, min_exp: int, max_exp: int) -> jax.Array:
       [0.5, -0.5, 4.0, 0.0]
     """
     check_exponents(min_exp, max_exp, x.dtype)
-    mantissa, exponent = jnp.frexp(x.astype(wide(x.dtype)))
+    mantissa, exponent = jnp.frexp(widened(x))
     exponent = exponent - (jnp.abs(mantissa) <= 0.75).astype(exponent.dtype)
     exponent = jnp.clip(exponent, min_exp, max_exp)
     power = jnp.ldexp(jnp.sign(mantissa), exponent).astype(x.dtype)
@@ -43,7 +45,7 @@ def is_power_of_two(x: jax.Array) -> jax.Array:
       >>> is_power_of_two(jnp.array([0.0, -0.25, 0.3, jnp.nan])).tolist()
       [True, True, False, False]
     """
-    mantissa, _ = jnp.frexp(x.astype(wide(x.dtype)))
+    mantissa, _ = jnp.frexp(widened(x))
     return (x == 0) | (jnp.abs(mantissa) == 0.5)
 
 
@@ -69,13 +71,3 @@ def check_exponents(min_exp: int, max_exp: int, dtype) -> None:
             f"exponents from {min_exp} to {max_exp}: normal numbers of "
             f"{jnp.dtype(dtype)} are within {info.minexp} and {info.maxexp}"
         )
-
-
-def wide(dtype):
-    """The dtype to compute in: float32 for the narrower floats, whose cast is exact.
-
-    Example:
-      >>> wide(jnp.bfloat16).__name__
-      'float32'
-    """
-    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from splitjax.core.factor import Factor, dot, materialize, register_factor
+from splitjax.core.precision import widened
 from splitjax.core.tree import is_float
 
 
@@ -93,8 +94,7 @@ def matrix(kernel: jax.Array, rank: int) -> np.ndarray:
     kernel = materialize(kernel)
     if not is_float(kernel):
         raise ValueError(f"a low-rank fit needs floats; this leaf is {kernel.dtype}")
-    wide = kernel if kernel.dtype.itemsize > 4 else kernel.astype(jnp.float32)
-    dense = np.asarray(wide, np.float64)
+    dense = np.asarray(widened(kernel), np.float64)
     if dense.ndim < 2:
         raise ValueError(f"a low-rank fit needs a matrix; this leaf is {dense.shape}")
     full = min(dense.shape[-2:])

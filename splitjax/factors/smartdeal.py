@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from splitjax.core.factor import Factor, register_factor
+from splitjax.core.precision import widened
 from splitjax.core.tree import is_float
 from splitjax.factors.nested import Nested
-from splitjax.factors.power_of_two import wide
 from splitjax.factors.smartdeal_fit import decompose
 
 MAX_ROWS = 192  # of a slice: a basis is that of 64 channels' 3x3 kernels
@@ -148,7 +148,7 @@ def fit(
 @functools.partial(jax.jit, static_argnames=("form", *LOOP, "vector"))
 def _encode(kernel, theta, *, form, **loop):
     inputs, conv, slices, length, span, prune, group = form
-    flat = _outputs_first(kernel.astype(wide(kernel.dtype)), inputs, conv)
+    flat = _outputs_first(widened(kernel), inputs, conv)
     rows = math.ceil(flat.shape[-1] / span)
     flat = _padded(flat, rows * span, -1)
     table = pruned(flat.reshape(*flat.shape[:-1], rows, span), prune, group=group)

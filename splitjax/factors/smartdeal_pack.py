@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from splitjax.core.factor import Factor
+from splitjax.core.precision import widened
 from splitjax.core.tree import Tree
-from splitjax.factors.power_of_two import is_power_of_two, wide
+from splitjax.factors.power_of_two import is_power_of_two
 from splitjax.factors.smartdeal import SmartDeal
 
 MAGIC = b"sd1"
@@ -85,7 +86,7 @@ def _level_bits(levels: int) -> int:
 
 def _numbers(codes: jax.Array) -> np.ndarray:
     # NumPy itself has no bfloat16; the cast is exact.
-    return np.asarray(codes.astype(wide(codes.dtype)))
+    return np.asarray(widened(codes))
 
 
 def _write(factor: SmartDeal) -> bytes:

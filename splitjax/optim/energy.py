@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from splitjax.core.precision import wide
+
 LEAST = 1e-4  # the largest singular value of what counts as zero
 DEAD = 1e-3  # of the largest scale: below it a channel counts as switched off
 EXACT = jax.lax.Precision.HIGHEST
@@ -125,16 +127,6 @@ def energy_project(
         new = new * inverse
     new = jnp.where(some[..., None, None], new.astype(matrix.dtype), matrix)
     return Projected(new, jnp.where(some, alpha, 0))
-
-
-def wide(dtype) -> jnp.dtype:
-    """What a matrix of floats is decomposed in: float64 in itself, all else in float32.
-
-    Example:
-      >>> wide(jnp.bfloat16).name
-      'float32'
-    """
-    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def _metric(scale: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:

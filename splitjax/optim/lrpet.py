@@ -16,8 +16,9 @@ from splitjax.core.matrix import (
     matrix_shape,
 )
 from splitjax.core.owners import owners, refuse_closed
+from splitjax.core.precision import wide
 from splitjax.core.tree import Tree, flat, nearest, path_name
-from splitjax.optim.energy import energy_project, wide
+from splitjax.optim.energy import energy_project
 
 
 class LrpetState(NamedTuple):
