@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from splitjax.core.factor import Factor, cast_floats, dot
+from splitjax.core.factor import cast_floats, dot
+from splitjax.models.weight import weight
 
 
 class Dense(nn.Module):
     """y = x @ kernel + bias, the kernel dense or a `Factor`.
 
-    Linen's own layer refuses a factor, since its `param` compares shapes leaf by leaf.
     Parameters: `kernel` (I, J) and `bias` (J,), of float32.
 
     Attributes:
@@ -40,16 +40,7 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies the layer to x (..., I), whose dtype may be any float."""
         shape = (x.shape[-1], self.features)
-        if self.has_variable("params", "kernel"):
-            kernel = self.get_variable("params", "kernel")
-        else:
-            kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        found = kernel.spec.shape if isinstance(kernel, Factor) else kernel.shape
-        if found != shape:
-            raise ValueError(
-                f"the kernel of {'/'.join(self.path) or 'this layer'} is {found}; for "
-                f"an input {x.shape} and {self.features} features it is {shape}"
-            )
+        kernel = weight(self, "kernel", shape, self.kernel_init)
         y = dot(cast_floats(kernel, self.dtype), x.astype(self.dtype))
         if self.use_bias:
             bias = self.param(

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from splitjax.core.factor import Factor, materialize
+from splitjax.core.factor import materialize
+from splitjax.models.weight import weight
 
 
 class Lookup(nn.Module):
@@ -36,15 +37,6 @@ class Lookup(nn.Module):
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Rows (..., D) of the ids (...), int."""
         shape = (self.rows, self.width)
-        if self.has_variable("params", "embedding"):
-            table = self.get_variable("params", "embedding")
-        else:
-            init = nn.initializers.normal(self.init_std)
-            table = self.param("embedding", init, shape, jnp.float32)
-        found = table.spec.shape if isinstance(table, Factor) else table.shape
-        if found != shape:
-            raise ValueError(
-                f"the table of {'/'.join(self.path) or 'this layer'} is {found}; "
-                f"expected {shape}"
-            )
+        init = nn.initializers.normal(self.init_std)
+        table = weight(self, "embedding", shape, init)
         return jnp.take(materialize(table), ids, axis=0)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from splitjax.core.factor import Factor, cast_floats, dot
+from splitjax.core.factor import cast_floats, dot
 from splitjax.core.keys import fold
 from splitjax.core.stage import Stage
 from splitjax.core.tree import Tree, nearest
@@ -24,6 +24,7 @@ from splitjax.models.router import (
     dispatch,
     route,
 )
+from splitjax.models.weight import weight
 
 GROUPS = ("batch", "sequence")
 Plans = Mapping[str, MpoPlan]
@@ -104,24 +105,13 @@ class ExpertDense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x (E, M, I) to (E, M, J)."""
         shape = (x.shape[0], x.shape[-1], self.features)
-        if self.has_variable("params", "kernel"):
-            kernel = self.get_variable("params", "kernel")
-        elif self.plan is None:
-            normal = nn.initializers.normal(self.std)
-            kernel = self.param("kernel", normal, shape, jnp.float32)
-        else:
-            plan, experts, std = self.plan, len(x), self.std
+        init: Any = nn.initializers.normal(self.std)
+        if (plan := self.plan) is not None:
 
-            def fresh(key):
-                return fresh_experts(key, plan, experts, std=std)
+            def init(key, shape, dtype):
+                return fresh_experts(key, plan, shape[0], std=self.std)
 
-            kernel = self.param("kernel", fresh)
-        found = kernel.spec.shape if isinstance(kernel, Factor) else kernel.shape
-        if found != shape:
-            raise ValueError(
-                f"the kernels of {'/'.join(self.path) or 'this layer'} are {found}; "
-                f"for an input {x.shape} and {self.features} features they are {shape}"
-            )
+        kernel = weight(self, "kernel", shape, init)
         y = dot(cast_floats(kernel, self.dtype), x.astype(self.dtype))
         zeros = nn.initializers.zeros
         bias = self.param("bias", zeros, (len(x), self.features), jnp.float32)

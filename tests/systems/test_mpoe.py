@@ -418,7 +418,7 @@ def test_g_errors_of_blocks_name_what_is_wrong(dense):
         upcycle({"norm": dense[0]["norm"]}, 2, key=KEY)
     with pytest.raises(ValueError, match="no block with a router"):
         expert_specs(dense[0])
-    with pytest.raises(ValueError, match=r"\(4, 8, 12\); for an input \(2"):
+    with pytest.raises(ValueError, match=r"\(4, 8, 12\); it must be \(2, 8, 12\)"):
         routed(
             {**grown(dense), "router": grown(dense, experts=2)["router"]},
             Moe(experts=2),
