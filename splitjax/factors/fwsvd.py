@@ -24,8 +24,8 @@ def fwsvd(kernel: jax.Array, rows: Any, rank: int, *, floor: float = FLOOR) -> P
       kernel: (..., I, J), floating.
       rows: (..., I), not negative: the sums over outputs of a Fisher, say.
       rank: from 1 to min(I, J).
-      floor: least weight of a row, in parts of the mean: it decides what directions
-        that no weight asks for are spent on.
+      floor: least weight of a row, in parts of the mean of its matrix: it decides what
+        directions that no weight asks for are spent on.
 
     Returns:
       Factors of the kernel's dtype.
@@ -50,7 +50,7 @@ def fwsvd(kernel: jax.Array, rows: Any, rank: int, *, floor: float = FLOOR) -> P
       a is W V instead of the equal D^-1 U S, then both sides are balanced; the floor.
     """
     dense = matrix(kernel, rank)
-    weight = np.maximum(weights_of(rows, dense.shape[:-1]), floor)
+    weight = np.maximum(weights_of(rows, dense.shape[:-1], axes=1), floor)
     return _closed(dense, weight, np.ones(dense.shape[-1:]), rank, kernel)
 
 
@@ -88,8 +88,13 @@ def _closed(dense, u, v, rank, kernel):
     return balanced(a, right / root, materialize(kernel).dtype)
 
 
-def weights_of(weights: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Weights as float64 of a mean of 1, checked; ones where all are zero.
+def weights_of(weights: Any, shape: tuple[int, ...], *, axes: int = 2) -> np.ndarray:
+    """Weights as float64, of a mean of 1 for each matrix; ones where all are zero.
+
+    Args:
+      weights: of any scale; checked.
+      shape: what they must have.
+      axes: how many of the last axes are of one matrix: 2 for entries, 1 for rows.
 
     Raises:
       ValueError: see `fwsvd`.
@@ -113,7 +118,7 @@ def weights_of(weights: Any, shape: tuple[int, ...]) -> np.ndarray:
         raise ValueError("no weights were measured for this kernel: see `fisher`")
     found = np.asarray(weights, np.float64)
     if found.shape != tuple(shape):
-        turned = found.ndim > 1 and np.swapaxes(found, -1, -2).shape == tuple(shape)
+        turned = axes == 2 and found.shape == (*shape[:-2], *shape[:-3:-1])
         hint = (
             "they lie as (out, in), and a kernel is (in, out): transpose them"
             if turned
@@ -126,7 +131,7 @@ def weights_of(weights: Any, shape: tuple[int, ...]) -> np.ndarray:
         raise ValueError(
             f"the least weight is {found.min()}: weights are squares, not negative"
         )
-    mean = found.mean((-2, -1) if found.ndim > 1 else None, keepdims=True)
+    mean = found.mean(tuple(range(-axes, 0)), keepdims=True)
     if not mean.all():
         warnings.warn(
             "all weights of a kernel are zero: it gets the plain decomposition. Were "

@@ -9,10 +9,11 @@ import numpy as np
 from splitjax.core.factor import factorize, is_factor, materialize
 from splitjax.core.tree import Tree, path_name
 from splitjax.factors.fwsvd import weights_of
-from splitjax.factors.product import saves, svd
-from splitjax.factors.weighted import Report, wsvd
+from splitjax.factors.product import saves
+from splitjax.factors.weighted import Report, entries, wsvd
 
 Rank = int | Callable[[tuple[int, ...]], int]
+GAP = 1.05  # plain SVD that loses less than so many times the best one is kept
 
 
 def spread(weights: jax.Array) -> float:
@@ -30,7 +31,7 @@ def spread(weights: jax.Array) -> float:
       The second paper has a measure of its own, whose formula could not be read.
     """
     found = np.asarray(weights, np.float64)
-    return float(weights_of(found, found.shape).std())
+    return float(weights_of(found, found.shape, axes=min(found.ndim, 2)).std())
 
 
 def svd_gap(kernel: jax.Array, weights: jax.Array, rank: int, **options: Any) -> float:
@@ -50,29 +51,23 @@ def svd_gap(kernel: jax.Array, weights: jax.Array, rank: int, **options: Any) ->
     return wsvd(kernel, weights, rank, **options)[1].gap
 
 
-def rescued(
-    rank: Rank, *, least_gap: float = 1.05, least_spread: float = 0.0, **options: Any
-):
+def rescued(rank: Rank, *, least_gap: float = GAP, **options: Any):
     """Plain SVD, and `wsvd` where plain SVD fails, as `factorize` takes it.
 
     Args:
       rank: a number, or a function of the kernel's shape.
-      least_gap: see `factorize_weighted`, as the rest.
-      least_spread: likewise.
-      **options: likewise.
+      least_gap: see `factorize_weighted`.
+      **options: of `weighted.wsvd`, `least_spread` among them.
 
     Example:
       >>> import jax.numpy as jnp
+      >>> from splitjax.factors.product import svd
       >>> kernel, even = jnp.eye(4, 6), jnp.ones((4, 6))
       >>> bool(jnp.array_equal(rescued(1)(kernel, even).a, svd(kernel, 1).a))
       True
     """
 
-    def fit(kernel, weights):
-        own = _rank(rank, materialize(kernel).shape)
-        return _rescued(kernel, weights, own, least_gap, least_spread, options)[0]
-
-    return fit
+    return entries(rank, least_gap=least_gap, **options)
 
 
 def factorize_weighted(
@@ -81,8 +76,7 @@ def factorize_weighted(
     where: Callable[[Tree], Tree],
     rank: Rank,
     *,
-    least_gap: float = 1.05,
-    least_spread: float = 0.0,
+    least_gap: float = GAP,
     **options: Any,
 ) -> tuple[Tree, dict[str, Report]]:
     """Products in the place of the chosen kernels: weighted where plain SVD fails.
@@ -98,8 +92,7 @@ def factorize_weighted(
       where: which kernels, each (I, J).
       rank: a number, or a function of the kernel's shape.
       least_gap: below it plain SVD is kept; 1 never keeps it but where it is the best.
-      least_spread: below it no solver runs.
-      **options: of `weighted.wsvd`.
+      **options: of `weighted.wsvd`, `least_spread` among them.
 
     Returns:
       The parameters, and a report for the path of each chosen kernel: `chosen` is what
@@ -132,14 +125,9 @@ def factorize_weighted(
     names = iter([path_name(p) for (p, _), yes in zip(found, thin, strict=True) if yes])
 
     def fit(kernel, f):
-        factor, report = _rescued(
-            kernel,
-            f,
-            _rank(rank, materialize(kernel).shape),
-            least_gap,
-            least_spread,
-            options,
-        )
+        kernel = materialize(kernel)
+        own = _rank(rank, kernel.shape)
+        factor, report = wsvd(kernel, f, own, least_gap=least_gap, **options)
         told[next(names)] = report
         return factor
 
@@ -148,15 +136,3 @@ def factorize_weighted(
 
 def _rank(rank: Rank, shape: tuple[int, ...]) -> int:
     return rank(shape) if callable(rank) else rank
-
-
-def _rescued(kernel, weights, rank, least_gap, least_spread, options):
-    kernel = materialize(kernel)
-    uneven = float(weights_of(weights, kernel.shape).std())
-    if uneven < least_spread:
-        return svd(kernel, rank), Report(rank, "svd", {}, uneven, 1.0)
-    factor, report = wsvd(kernel, weights, rank, **options)
-    if report.gap >= least_gap or report.chosen == "svd":
-        return factor, report
-    kept = Report(rank, "svd", report.losses, uneven, report.gap, report.trace)
-    return svd(kernel, rank), kept

@@ -71,6 +71,8 @@ def wsvd(
     start: str = "rank_one",
     restarts: int = 1,
     key: jax.Array | None = None,
+    least_gap: float = 1.0,
+    least_spread: float = 0.0,
     **options: Any,
 ) -> tuple[Product, Report]:
     """The best product found under a weight for each entry, never worse than SVD.
@@ -87,6 +89,8 @@ def wsvd(
       start: "svd", "fwsvd" or "rank_one".
       restarts: starts in all; those after the first are random.
       key: for them.
+      least_gap: plain SVD is kept where its loss is below so many times the best one.
+      least_spread: weights of less get plain SVD, and nothing else is tried.
       **options: of the solver: iterations, ridge, switch, learning_rate.
 
     Returns:
@@ -119,8 +123,11 @@ def wsvd(
     if dense.ndim != 2:
         raise ValueError(f"wsvd takes one kernel (I, J); this one is {dense.shape}")
     whole = weights_of(weights, dense.shape)
+    uneven, plain = float(whole.std()), svd(kernel, rank)
+    if uneven < least_spread:
+        return plain, Report(rank, "svd", {}, uneven, 1.0)
     made = {
-        "svd": svd(kernel, rank),
+        "svd": plain,
         "fwsvd": fwsvd(kernel, whole.mean(-1), rank),
         "rank_one": rank_one(kernel, whole, rank),
     }
@@ -145,15 +152,10 @@ def wsvd(
             made[name] = balanced(a * size, b, dtype)
     losses = {name: weighted_loss(dense, whole, one) for name, one in made.items()}
     chosen = min(losses, key=losses.__getitem__)
-    report = Report(
-        rank,
-        chosen,
-        losses,
-        float(whole.std()),
-        _gap(losses["svd"], losses[chosen], (whole * np.square(dense)).sum()),
-        trace,
-    )
-    return made[chosen], report
+    gap = _gap(losses["svd"], losses[chosen], (whole * np.square(dense)).sum())
+    if gap < least_gap:
+        chosen = "svd"
+    return made[chosen], Report(rank, chosen, losses, uneven, gap, trace)
 
 
 def _drawn(key, shape, rank):

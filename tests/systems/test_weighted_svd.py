@@ -268,6 +268,20 @@ def test_g1_rows_without_weight_are_projected_as_all_others():
     assert left < 1.1 * np.sqrt(tail(KERNEL[2:], 2))
 
 
+def test_a_floor_is_of_the_matrix_that_a_row_is_in():
+    """Two kernels with unlike scales of weights are one another's business no more."""
+    few = np.where(np.arange(M) < 2, 1.0, 0.0)
+    stack = jnp.asarray(np.stack([KERNEL, KERNEL]))
+    found = fwsvd(stack, np.stack([few, 1e12 * ROWS]), R)
+    for number, sums in enumerate((few, ROWS)):
+        alone = fwsvd(stack[number], sums, R).materialize()
+        assert np.abs(found.materialize()[number] - alone).max() < 1e-6
+    with pytest.warns(UserWarning, match="all weights of a kernel are zero"):
+        some = fwsvd(stack, np.stack([0 * ROWS, ROWS]), R).materialize()
+    plain = svd(jnp.asarray(KERNEL), R).materialize()
+    assert np.abs(some[0] - plain).max() < 1e-9
+
+
 def test_g2_weights_of_zero_warn_and_give_plain_svd():
     plain = np.asarray(svd(jnp.asarray(KERNEL), R).materialize())
     for make in (
@@ -437,6 +451,25 @@ def test_the_rescue_keeps_plain_svd_where_it_does_not_fail():
     assert never[1]["even"].losses == {} and never[1]["heavy"].chosen == "als"
     always = factorize_weighted(params, weights, where("even"), R, least_gap=1.0)
     assert always[1]["even"].chosen == "als"
+    stacked = (jnp.stack([*tree.values()]) for tree in (params, weights))
+    both = rescued(R)(*stacked)
+    for number, name in enumerate(params):
+        assert jnp.array_equal(both.a[number], new[name].a)
+
+
+def test_the_rescue_decomposes_a_kernel_once(monkeypatch):
+    """Plainly, by rows, and by rows and columns: what is kept plain was plain then."""
+    inner, seen = np.linalg.svd, []
+
+    def counted(a, *args, **options):
+        seen.append(np.shape(a))
+        return inner(a, *args, **options)
+
+    monkeypatch.setattr(np.linalg, "svd", counted)
+    params, weights = {"k": jnp.asarray(KERNEL)}, {"k": jnp.ones((M, N))}
+    _, told = factorize_weighted(params, weights, where("k"), R)
+    assert told["k"].chosen == "svd" and told["k"].gap < 1.05
+    assert seen.count((M, N)) == 3
 
 
 def test_entries_maps_over_a_stack():
