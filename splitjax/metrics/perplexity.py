@@ -50,21 +50,6 @@ def perplexity(total: float, count: int) -> float:
     return math.exp(total / count)
 
 
-def bits(total: float, count: int) -> float:
-    """Bits of one symbol; on bytes this is what enwik8 is scored by.
-
-    Raises:
-      ValueError: when nothing was predicted.
-
-    Example:
-      >>> round(bits(3 * math.log(2.0), 3), 6)
-      1.0
-    """
-    if count < 1:
-        raise ValueError(f"bits of {count} symbols: nothing was predicted")
-    return total / count / math.log(2)
-
-
 def next_symbol(y: jax.Array, target: dict) -> tuple[jax.Array, dict]:
     """A loss: the mean over valid rows of the mean nats of each row's symbols.
 
