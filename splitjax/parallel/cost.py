@@ -28,6 +28,7 @@ class Block:
       parameter_bytes: of its own parameters.
       input_bytes: of what enters it.
       residual_bytes: of what its vjp keeps, without the parameters.
+      reads: names of the blocks whose parameters it reads, too.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Block:
     parameter_bytes: int
     input_bytes: int
     residual_bytes: int
+    reads: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +156,7 @@ def block_costs(
                 tree_bytes(own),
                 tree_bytes(x),
                 tree_bytes(residual_leaves(forward, own, kept, x, more)),
+                piece.stage.reads,
             )
         )
         x = jax.eval_shape(forward, own, kept, x, more)
