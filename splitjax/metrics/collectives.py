@@ -21,6 +21,13 @@ LINE = re.compile(
     r"(?P<start>-start)?\("
 )
 ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\]")
+# Devices 0, 1, ... in a shape, and its axes in another order.
+IOTA = r"\[(?P<dims>[\d,]+)\](?:T\((?P<order>[\d,]+)\))?"
+MESH = (
+    r"mesh\[(?P<axes>[^\]]*)\]"
+    rf"(?:, device_ids=\({IOTA}\))? "
+    r"\{(?P<over>'\w+'(?:,'\w+')*)\}"
+)
 BITS = {"pred": 8, "token": 0, "opaque": 0}
 
 
@@ -113,26 +120,31 @@ def _bytes(dtype: str, shape: str) -> int:
 def _groups(line: str, devices: int) -> tuple[tuple[int, ...], ...]:
     found = re.search(r"(?:replica_groups|source_target_pairs)=(\S.*)$", line)
     rest = found[1] if found else ""
-    if iota := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        shape, dims, order = (
-            [int(n) for n in part.split(",")] if part else None
-            for part in iota.groups()
-        )
-        numbers = np.arange(math.prod(dims or ())).reshape(dims)
-        return _rows(numbers.transpose(order).reshape(shape))
-    if named := re.match(r"mesh\[([^\]]*)\] \{('\w+'(?:,'\w+')*)\}", rest):
-        sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        over = [list(sizes).index(name) for name in re.findall(r"'(\w+)'", named[2])]
-        numbers = np.arange(math.prod(sizes.values())).reshape(*sizes.values())
+    if iota := re.match(rf"\[([\d,]+)\]<={IOTA}", rest):
+        return _rows(_iota(*iota.groups()[1:]).reshape(_numbers(iota[1])))
+    if named := re.match(MESH, rest):
+        axes = re.findall(r"'(\w+)'=(\d+)", named["axes"])
+        names, sizes = [name for name, _ in axes], [int(size) for _, size in axes]
+        over = [names.index(name) for name in re.findall(r"'(\w+)'", named["over"])]
+        dims = named["dims"] or str(math.prod(sizes))
+        numbers = _iota(dims, named["order"]).reshape(sizes)
         rows = np.moveaxis(numbers, over, range(-len(over), 0))
-        width = math.prod(rows.shape[-len(over) :])
-        return _rows(rows.reshape(-1, width))
+        return _rows(rows.reshape(-1, math.prod(sizes[axis] for axis in over)))
     if re.match(r"\{\}", rest):
         return (tuple(range(devices)),)
     if listed := re.match(r"\{(\{[\d,]*\}(?:,\{[\d,]*\})*)\}", rest):
         inner = re.findall(r"\{([\d,]*)\}", listed[1])
         return tuple(tuple(int(n) for n in row.split(",") if n) for row in inner)
     raise ValueError(f"the devices of a collective, in an unknown form: {line}")
+
+
+def _iota(dims: str, order: str | None) -> np.ndarray:
+    numbers = np.arange(math.prod(_numbers(dims))).reshape(_numbers(dims))
+    return numbers.transpose(_numbers(order)) if order else numbers
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _rows(numbers: np.ndarray) -> tuple[tuple[int, ...], ...]:
