@@ -6,8 +6,6 @@ import json
 import os
 import pathlib
 import resource
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -212,9 +210,7 @@ class Bench:
 
 def serve(experiment: Experiment, task: dict[str, Any]) -> None:
     """The task "cloud": serves, with a port for each network, until it is ended."""
-    folder, ended = pathlib.Path(task["folder"]), threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    signal.signal(signal.SIGINT, lambda *_: ended.set())
+    folder, wait_for_end = pathlib.Path(task["folder"]), processes.told_to_end()
     with contextlib.ExitStack() as stack:
         times = stack.enter_context((folder / TIMES).open("w", buffering=1))
 
@@ -230,7 +226,7 @@ def serve(experiment: Experiment, task: dict[str, Any]) -> None:
         part = folder / "part"
         part.write_text(json.dumps(ports))
         part.rename(folder / ADDRESS)
-        ended.wait()
+        wait_for_end()
 
 
 def first_step(experiment: Experiment, task: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import signal
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from splitjax.runtime import view
@@ -111,9 +112,7 @@ def serve(
     if experiment.mode == "unsplit":
         raise ValueError("mode='unsplit' has no halves: serve a split run")
     workdir.mkdir(parents=True, exist_ok=True)
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+    wait_for_end = told_to_end()
     cloud = Cloud(build(experiment), workdir, slots=slots, lease_seconds=lease_seconds)
     handler = to_file(workdir / "events.jsonl")
     with contextlib.closing(handler), door.open(cloud) as server:
@@ -122,8 +121,23 @@ def serve(
         part.write_text(f"{host}:{server.port}\n")
         part.rename(workdir / ADDRESS)
         with view.live(cloud, on=watch):
-            ended.wait()
+            wait_for_end()
     (workdir / ADDRESS).unlink(missing_ok=True)
+
+
+def told_to_end() -> Callable[[], object]:
+    """From now on SIGTERM and SIGINT do nothing but end the wait that this returns.
+
+    The byte that ends it is written when the signal comes. A handler of Python's may
+    come too late for that, when the wait has begun; and one that sets an event takes a
+    lock, for which a second signal would wait for ever within the first.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return functools.partial(os.read, reader, 1)
 
 
 @contextlib.contextmanager

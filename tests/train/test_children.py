@@ -21,6 +21,19 @@ print("ready", flush=True)
 time.sleep(300)
 """
 
+TOLD = """
+import os, signal, sys
+from splitjax.train.processes import told_to_end
+wait, left = told_to_end(), [30]
+def again(frame, event, argument):
+    if left[0]:
+        left[0] -= 1
+        os.kill(os.getpid(), signal.SIGTERM)
+sys.setprofile(again)  # a signal wherever the handler of another one may be
+os.getpid()
+wait()
+"""
+
 
 def gone(pid: int) -> bool:
     try:
@@ -45,3 +58,9 @@ def test_a_child_ends_when_its_parent_is_killed():
         while not gone(int(child)) and time.monotonic() < end:
             time.sleep(0.02)
         assert gone(int(child))
+
+
+def test_who_is_told_to_end_many_times_ends():
+    """A second signal may find the handler of the first at work."""
+    told = subprocess.run([sys.executable, "-c", TOLD], timeout=100)
+    assert told.returncode == 0
