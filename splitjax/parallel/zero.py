@@ -1,0 +1,196 @@
+"""A training step whose arrays lie apart over the data axis, by stages of ZeRO."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from splitjax.core.tree import Tree, is_float
+from splitjax.parallel.rules import RULES, Placed, Rule, place, place_like
+from splitjax.parallel.scale import Scale
+
+Loss = Callable[[Tree, Tree], jax.Array]
+
+
+class State(NamedTuple):
+    """What a training step changes.
+
+    Attributes:
+      params: as the model sees them.
+      opt: of the optimizer.
+      master: the parameters in float32 ("mixed"); otherwise None.
+    """
+
+    params: Tree
+    opt: Any
+    master: Tree
+
+
+class Trainer(NamedTuple):
+    """What `make_trainer` makes.
+
+    Attributes:
+      init: `params -> State`, laid on the mesh.
+      step: `(State, batch) -> (State, loss)`, jitted; it uses up the state.
+      gradients: `(params, batch) -> (loss, gradients)`, jitted, as a step has them.
+      places: the shardings of a `State`.
+      report: where each parameter lies, and whether its part over "data" could not be
+        made; see `rules.table`.
+    """
+
+    init: Callable[[Tree], State]
+    step: Any
+    gradients: Any
+    places: State
+    report: tuple[Placed, ...]
+
+
+def make_trainer(
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    params: Tree,
+    mesh: Mesh,
+    scale: Scale,
+    *,
+    rules: Sequence[Rule] = RULES,
+    stacked: str = "",
+) -> Trainer:
+    """A training step on a mesh, by the options.
+
+    Every array of a ZeRO stage lies apart over "data", beside what `rules` say for the
+    other axes: along its longest axis that is free and divided by W, so that a device
+    has 1/W of its bytes. What has no such axis stays whole and is in the report.
+
+    Args:
+      loss: `(params, batch) -> scalar`, a mean over the rows of the batch.
+      tx: the optimizer, of float32 gradients and parameters whatever the precision.
+      params: the parameters or their specs, float32.
+      mesh: of `scale.mesh`.
+      scale: the options. `scale.checkpoint` is of the stages in `loss`: see
+        `checkpointed`.
+      rules: see `place`.
+      stacked: see `place`.
+
+    Raises:
+      ValueError: for another mesh than that of the options; on use, for a batch whose
+        rows "data" does not divide.
+
+    Example:
+      >>> from splitjax.parallel.mesh import make_cloud_mesh
+      >>> scale = Scale(mesh="data=1", zero=1)
+      >>> mesh = make_cloud_mesh(scale.mesh, devices=jax.devices()[:1])
+      >>> params = {"wi": {"kernel": jnp.ones((2, 1))}}
+      >>> def loss(params, x):
+      ...     return jnp.square(x @ params["wi"]["kernel"]).mean()
+      >>> trainer = make_trainer(loss, optax.sgd(0.25), params, mesh, scale)
+      >>> state, value = trainer.step(trainer.init(params), jnp.ones((4, 2)))
+      >>> float(value), state.params["wi"]["kernel"].tolist()
+      (4.0, [[0.0], [0.0]])
+
+    Reference: see `Scale`.
+    """
+    if dict(mesh.shape) != scale.sizes:
+        raise ValueError(f"mesh {dict(mesh.shape)} for the options' {scale.mesh!r}")
+    if scale.flat:
+        tx = optax.flatten(tx)
+    width = mesh.shape.get("data", 1)
+    whole, lines = place(params, mesh, rules=rules, stacked=stacked)
+    apart, report = _apart(params, whole, lines, width)
+    places = State(
+        apart if scale.zero >= 3 else whole,
+        _moments(tx, params, apart if scale.zero else whole, mesh),
+        (apart if scale.zero else whole) if scale.precision == "mixed" else None,
+    )
+    home = jax.tree.map(_on_host, places.opt) if scale.offload else places.opt
+    rows = NamedSharding(mesh, PartitionSpec(*[a for a in ["data"] if width > 1]))
+    master = apart if scale.zero else whole  # where an update is computed
+
+    def gradients(params, batch):
+        def spread(leaf):
+            if leaf.ndim < 1 or len(leaf) % width:
+                raise ValueError(f"a batch {leaf.shape} on data={width}: not divided")
+            return jax.lax.with_sharding_constraint(leaf, rows)
+
+        value, grads = jax.value_and_grad(loss)(params, jax.tree.map(spread, batch))
+        return value, _laid(grads, apart if scale.zero >= 2 else whole)
+
+    def step(state, batch):
+        value, grads = gradients(state.params, batch)
+        basis = state.params if state.master is None else state.master
+        grads, basis = _float32(grads), _laid(_float32(basis), master)
+        opt = state.opt
+        if scale.offload:
+            opt = jax.tree.map(jax.device_put, opt, places.opt)
+        with jax.numpy_dtype_promotion("standard"):  # for Optax, as in algorithms.split
+            updates, opt = tx.update(grads, opt, basis)
+        basis = optax.apply_updates(basis, _laid(updates, master))
+        params = jax.tree.map(lambda a: _cast(a, scale.dtype), basis)
+        return State(params, opt, None if state.master is None else basis), value
+
+    def init(params):
+        basis = _float32(params)
+        opt = jax.jit(tx.init, out_shardings=places.opt)(basis)
+        low = jax.tree.map(lambda a: _cast(a, scale.dtype), basis)
+        kept = basis if scale.precision == "mixed" else None
+        made = State(low, opt, kept)
+        # A copy: a step uses the state up, and `params` is the caller's.
+        return jax.device_put(jax.tree.map(jnp.copy, made), places._replace(opt=home))
+
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return Trainer(
+        init,
+        jax.jit(
+            step,
+            donate_argnums=0,
+            out_shardings=(places._replace(opt=home), everywhere),
+        ),
+        jax.jit(
+            gradients,
+            out_shardings=(everywhere, apart if scale.zero >= 2 else whole),
+        ),
+        places._replace(opt=home),
+        report,
+    )
+
+
+def _apart(params: Tree, whole: Tree, lines: Sequence[Placed], width: int):
+    """Shardings that part each leaf over "data" too, and the report of it."""
+    leaves, treedef = jax.tree.flatten(params)
+    made, report = [], []
+    for leaf, sharding, line in zip(leaves, jax.tree.leaves(whole), lines, strict=True):
+        spec = [*sharding.spec, *(None,) * (leaf.ndim - len(sharding.spec))]
+        free = [
+            axis
+            for axis, size in enumerate(leaf.shape)
+            if spec[axis] is None and size and size % width == 0
+        ]
+        if width > 1 and free:
+            spec[max(free, key=lambda axis: leaf.shape[axis])] = "data"
+        elif width > 1 and leaf.ndim and not line.problem:
+            line = line._replace(problem=f"no free axis that data={width} divides")
+        made.append(NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+        report.append(line._replace(spec=made[-1].spec))
+    return treedef.unflatten(made), tuple(report)
+
+
+def _moments(tx, params: Tree, shardings: Tree, mesh: Mesh) -> Tree:
+    return place_like(jax.eval_shape(tx.init, params), params, shardings, mesh)
+
+
+def _on_host(sharding: NamedSharding) -> NamedSharding:
+    return sharding.with_memory_kind("pinned_host")
+
+
+def _laid(tree: Tree, shardings: Tree) -> Tree:
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)
+
+
+def _float32(tree: Tree) -> Tree:
+    return jax.tree.map(lambda a: _cast(a, jnp.float32), tree)
+
+
+def _cast(leaf: jax.Array, dtype: Any) -> jax.Array:
+    return leaf.astype(dtype) if is_float(leaf) else leaf
