@@ -158,6 +158,45 @@ def mpo_plan(
     return MpoPlan(rows, columns, tuple(bonds), len(pairs) // 2, (in_dim, out_dim))
 
 
+def plan_keeping(share: float, in_dim: int, out_dim: int, n: int = 5) -> MpoPlan:
+    """The plan with the largest bonds whose cores hold at most a share of the matrix.
+
+    Args:
+      share: of the I J numbers, above 0. Full bonds take more than all of them.
+      in_dim: I.
+      out_dim: J.
+      n: how many cores.
+
+    Raises:
+      ValueError: for a share of 0 or less, or one too small for bonds of 1.
+
+    Example:
+      >>> plan = plan_keeping(0.5, 384, 1536)
+      >>> max(plan.bonds), round(plan.parameters / plan.dense, 3)
+      (91, 0.494)
+    """
+    full = mpo_plan(in_dim, out_dim, n)
+    low, high = 0, max(full.bonds)
+    while low < high:  # the cores grow with the largest bond
+        bond = (low + high + 1) // 2
+        if _cut(full, bond).parameters <= share * full.dense:
+            low = bond
+        else:
+            high = bond - 1
+    if low < 1:
+        least = _cut(full, 1).parameters / full.dense
+        raise ValueError(
+            f"share {share} of a matrix {full.dims} is less than an MPO of bonds of 1 "
+            f"holds, which is {least:.4f} of it: keep more, or leave it dense"
+        )
+    return _cut(full, low)
+
+
+def _cut(plan: MpoPlan, bond: int) -> MpoPlan:
+    bonds = tuple(min(one, bond) for one in plan.bonds)
+    return dataclasses.replace(plan, bonds=bonds)
+
+
 def _preset(in_dim: int, out_dim: int) -> tuple[Factors, Factors] | None:
     if (in_dim, out_dim) in PRESETS:
         return PRESETS[in_dim, out_dim]

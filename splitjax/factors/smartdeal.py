@@ -15,6 +15,7 @@ from splitjax.factors.nested import Nested
 from splitjax.factors.smartdeal_fit import decompose
 
 MAX_ROWS = 192  # of a slice: a basis is that of 64 channels' 3x3 kernels
+Theta = Callable[[jax.Array], jax.Array]
 LOOP = {"iterations": 30, "min_exp": -8, "max_exp": 5, "retries": 10}
 
 
@@ -73,7 +74,7 @@ class SmartDeal(Factor):
 def fit(
     kernel: jax.Array | Factor,
     *,
-    theta: float,
+    theta: float | Theta,
     span: int = 3,
     layout: str = "dense",
     prune: float = 0.0,
@@ -90,7 +91,9 @@ def fit(
     Args:
       kernel: (..., I, J), or (..., h, w, I, J) for layout "conv".
       theta: what of the coefficients is smaller becomes zero, in units of the weights.
-        0 only rounds.
+        0 only rounds. Or a function of the array that is encoded, as
+        `smartdeal_fit.keeping`: then no unit counts, as the array is first brought to
+        the top of the codes' range by a power of two, which the bases undo.
       span: S, the size of a basis. A convolution of w > 1 has S = w.
       layout: "dense"; "conv", where a row of a slice is a row of the window; "flat",
         where all axes but the last are inputs and there is no batch.
@@ -140,22 +143,29 @@ def fit(
         )
     if not isinstance(kernel, jax.core.Tracer) and not bool(_finite(kernel)):
         raise ValueError("the kernel holds NaN or infinity: it has no codes")
-    form = (inputs, conv, slices, length, span, prune, group)
-    codes, basis = _encode(kernel, theta, form=form, **loop)
+    form = (inputs, conv, slices, length, span, prune, group, callable(theta))
+    least = theta(kernel) if callable(theta) else theta
+    codes, basis = _encode(kernel, least, form=form, **loop)
     return SmartDeal(codes, basis, inputs, conv)
 
 
 @functools.partial(jax.jit, static_argnames=("form", *LOOP, "vector"))
 def _encode(kernel, theta, *, form, **loop):
-    inputs, conv, slices, length, span, prune, group = form
-    flat = _outputs_first(widened(kernel), inputs, conv)
+    inputs, conv, slices, length, span, prune, group, lifted = form
+    wide, lift = widened(kernel), jnp.int32(0)
+    if lifted:
+        _, top = jnp.frexp(jnp.max(jnp.abs(wide)))
+        lift = loop["max_exp"] - top
+        wide, theta = jnp.ldexp(wide, lift), jnp.ldexp(theta, lift)
+    flat = _outputs_first(wide, inputs, conv)
     rows = math.ceil(flat.shape[-1] / span)
     flat = _padded(flat, rows * span, -1)
     table = pruned(flat.reshape(*flat.shape[:-1], rows, span), prune, group=group)
     table = _padded(table, slices * length, -2)
     table = table.reshape(*table.shape[:-2], slices, length, span)
     found = decompose(table, theta, **loop)
-    return found.codes.astype(kernel.dtype), found.basis.astype(kernel.dtype)
+    basis = jnp.ldexp(found.basis, -lift)
+    return found.codes.astype(kernel.dtype), basis.astype(kernel.dtype)
 
 
 @jax.jit
@@ -163,7 +173,9 @@ def _finite(kernel):
     return jnp.isfinite(kernel).all()
 
 
-def smartdeal(theta: float, **options) -> Callable[[jax.Array | Factor], Factor]:
+def smartdeal(
+    theta: float | Theta, **options
+) -> Callable[[jax.Array | Factor], Factor]:
     """`fit` with its options, as `factorize` takes it.
 
     Example:
@@ -256,7 +268,7 @@ def _is_smartdeal(node):
 def _check(theta, span, layout, prune, group, loop):
     if layout not in ("dense", "conv", "flat"):
         raise ValueError(f"layout {layout!r}: it is 'dense', 'conv' or 'flat'")
-    if not math.isfinite(theta):
+    if not callable(theta) and not math.isfinite(theta):
         raise ValueError(f"theta {theta}: a finite number; at 0 or below, only round")
     if span < 2 or group < 1:
         raise ValueError(f"span {span} and group {group}: at least 2 and 1")

@@ -1,11 +1,13 @@
 """SmartDeal's loop: slices as sparse powers of two times a small basis."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from splitjax.core.precision import widened
 from splitjax.factors.power_of_two import nearest
 
 EXACT = jax.lax.Precision.HIGHEST  # accelerators would round the factors to bfloat16
@@ -126,6 +128,34 @@ def decompose(
 
     error, start, end = (relative(e) for e in (error, first, last[2]))
     return Found(codes, basis, error, start, end, shift)
+
+
+def keeping(share: float) -> Callable[[jax.Array], jax.Array]:
+    """The theta that leaves a share of the entries of a leaf, as `smartdeal.fit` takes.
+
+    It is the magnitude of the smallest one that stays; the start of `decompose` has
+    codes for those alone, and no iterate has more. Where a column would have none,
+    theta is halved as there is said, and a few more stay.
+
+    Args:
+      share: from above 0 to 1; 1 only rounds.
+
+    Raises:
+      ValueError: for another share.
+
+    Example:
+      >>> float(keeping(0.5)(jnp.array([[4.0, -3.0], [1.0, 2.0]])))
+      3.0
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share {share} of the codes: above 0, and 1 at most")
+
+    def theta(leaf: jax.Array) -> jax.Array:
+        size = widened(jnp.abs(leaf)).reshape(-1)
+        gone = size.size - max(round(share * size.size), 1)
+        return jnp.sort(size)[gone] if gone else jnp.zeros((), size.dtype)
+
+    return theta
 
 
 def least_squares(a: jax.Array, y: jax.Array) -> jax.Array:

@@ -80,6 +80,40 @@ def wire_bits(factor: SmartDeal) -> int:
     return int(np.count_nonzero(codes)) * bits + codes.size + basis
 
 
+def stored_bytes(params: Tree) -> int:
+    """Bytes of parameters where SmartDeal factors are packed, and arrays as they are.
+
+    Example:
+      >>> from splitjax.factors.smartdeal import fit
+      >>> factor = fit(jnp.eye(6, 2), theta=0.1, span=2)
+      >>> stored_bytes({"kernel": factor, "bias": jnp.zeros(2)})
+      72
+    """
+    leaves = jax.tree.leaves(pack(params))
+    return sum(len(a) if isinstance(a, bytes) else a.nbytes for a in leaves)
+
+
+def stored_numbers(params: Tree) -> int:
+    """Numbers of parameters; of SmartDeal's codes, those that are not zero.
+
+    Example:
+      >>> from splitjax.factors.smartdeal import fit
+      >>> factor = fit(jnp.eye(6, 2), theta=0.1, span=2)
+      >>> int(jnp.count_nonzero(factor.codes)), factor.basis.size
+      (2, 8)
+      >>> stored_numbers({"kernel": factor, "bias": jnp.zeros(2)})
+      12
+    """
+
+    def one(node):
+        if isinstance(node, SmartDeal):
+            return int(jnp.count_nonzero(node.codes)) + node.basis.size
+        return node.size
+
+    nodes = jax.tree.leaves(params, is_leaf=lambda n: isinstance(n, SmartDeal))
+    return sum(map(one, nodes))
+
+
 def _level_bits(levels: int) -> int:
     return math.ceil(math.log2(levels)) if levels else 0
 

@@ -12,7 +12,7 @@ from splitjax.core.tree import where
 from splitjax.factors.mpo import Mpo, MpoExperts, _leftward, _rightward, contract
 from splitjax.factors.mpo_cost import mpo_cost
 from splitjax.factors.mpo_fit import decompose, fit, fresh_experts, mpo, share
-from splitjax.factors.mpo_plan import PRESETS, mpo_plan
+from splitjax.factors.mpo_plan import PRESETS, mpo_plan, plan_keeping
 
 PLAN = mpo_plan(24, 18, 4)
 
@@ -25,6 +25,23 @@ def test_factors_of_one_side_say_how_many_the_other_has():
     """At the dimensions of a preset, too, which has five."""
     plan = mpo_plan(768, 3072, in_factors=(8, 12, 8))
     assert len(plan.out_factors) == 3 and plan.padded == (768, 3072)
+
+
+@pytest.mark.parametrize("dims", [(384, 1536), (384, 384), (24, 18)], ids=str)
+@pytest.mark.parametrize("share", [0.06, 0.5, 1.0])
+def test_a_share_gets_the_largest_bonds_that_it_holds(dims, share):
+    plan = plan_keeping(share, *dims)
+    most = max(plan.bonds)
+    assert plan == dataclasses.replace(mpo_plan(*dims, max_bond=most), bonds=plan.bonds)
+    assert plan.parameters <= share * plan.dense
+    assert mpo_plan(*dims, max_bond=most + 1).parameters > share * plan.dense
+    made = fit(jnp.asarray(matrix(*dims), jnp.float32), plan)
+    assert sum(core.size for core in jax.tree.leaves(made)) == plan.parameters
+
+
+def test_a_share_of_less_than_one_bond_is_told():
+    with pytest.raises(ValueError, match=r"share 0.01 of a matrix \(24, 18\)"):
+        plan_keeping(0.01, 24, 18)
 
 
 def test_presets_are_products_of_their_sides_and_serve_both_orientations():

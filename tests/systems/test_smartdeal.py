@@ -18,8 +18,14 @@ from splitjax.factors.power_of_two import is_power_of_two, nearest
 from splitjax.factors.product import Product
 from splitjax.factors.smartdeal import SmartDeal, fit, pruned, smartdeal
 from splitjax.factors.smartdeal_cost import modelled
-from splitjax.factors.smartdeal_fit import decompose, least_squares
-from splitjax.factors.smartdeal_pack import pack, unpack, wire_bits
+from splitjax.factors.smartdeal_fit import decompose, keeping, least_squares
+from splitjax.factors.smartdeal_pack import (
+    pack,
+    stored_bytes,
+    stored_numbers,
+    unpack,
+    wire_bits,
+)
 from splitjax.factors.smartdeal_train import (
     bucket_switch,
     codes,
@@ -160,6 +166,38 @@ def test_f6_a_whole_tree_is_packed_and_comes_back():
     back = unpack(packed)
     assert jax.tree.structure(back) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_what_is_stored_is_what_the_packed_tree_holds():
+    inner = fit(jnp.ones((12, 2)), theta=0.1)
+    params = {"a": factor(), "b": Nested(Product(inner, jnp.ones((2, 5))))}
+    params["bias"] = jnp.ones(3, jnp.bfloat16)
+    want = len(pack(params["a"])) + len(pack(inner)) + 4 * 10 + 2 * 3
+    assert stored_bytes(params) == want
+    numbers = [int(jnp.count_nonzero(one.codes)) for one in (params["a"], inner)]
+    bases = params["a"].basis.size + inner.basis.size
+    assert stored_numbers(params) == sum(numbers) + bases + 10 + 3
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
+def test_a_share_of_the_codes_stays(dtype):
+    """In each array of a factor by itself, and in parts of its own size."""
+    kernel = jax.random.normal(jax.random.key(0), (96, 8)).astype(dtype)
+    for share in (1.0, 0.5, 0.1):
+        made = fit(kernel, theta=keeping(share))
+        kept = int(jnp.count_nonzero(made.codes)) / kernel.size
+        # All but what rounds to zero; a column that would empty keeps a few more.
+        assert abs(kept - share) < 0.03
+        tiny = fit(kernel * jnp.asarray(2.0**-9, dtype), theta=keeping(share))
+        assert jnp.array_equal(tiny.codes, made.codes)
+        assert jnp.array_equal(tiny.basis, made.basis * jnp.asarray(2.0**-9, dtype))
+    two = Product(kernel[:, :7], 2.0**-4 * jnp.ones((7, 40), dtype))
+    inner = fit(two, theta=keeping(0.5), span=2).outer
+    assert 0.4 < int(jnp.count_nonzero(inner.a.codes)) / two.a.size < 0.6
+    assert int(jnp.count_nonzero(inner.b.codes)) == two.b.size  # all alike: all stay
+    for share in (0.0, 1.5):
+        with pytest.raises(ValueError, match=f"share {share} of the codes"):
+            keeping(share)
 
 
 def quadratic(steps, tx):
