@@ -19,6 +19,9 @@ from splitjax.core.owners import owners, refuse_closed
 from splitjax.core.precision import wide
 from splitjax.core.tree import Tree, flat, nearest, path_name
 from splitjax.optim.energy import energy_project
+from splitjax.optim.norms import norm_scales
+
+Scales = Mapping[str, jax.Array]
 
 
 class LrpetState(NamedTuple):
@@ -43,6 +46,7 @@ def lrpet(
     transfer: bool = True,
     rho: float = 0.0,
     damping: float = 1e-5,
+    scale_in: Scales | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Projects chosen weights to a low rank after every so many steps.
 
@@ -62,6 +66,8 @@ def lrpet(
       transfer: see `energy_project`, which gets it, `rho` and `damping` (as `eps`).
       rho: likewise.
       damping: likewise.
+      scale_in: by path, (..., I) for a leaf's matrix (..., I, J): what its rows count
+        for, as the root of a Fisher's row sums. Not all leaves need one.
 
     Returns:
       A transformation that reads `step=` (optimizer steps done before this one; without
@@ -103,9 +109,10 @@ def lrpet(
     if stop is not None and stop < start:
         raise ValueError(f"lrpet(start={start}, stop={stop}): the end is before it")
     how: dict[str, Any] = {"transfer": transfer, "rho": rho, "eps": damping}
+    ins = scale_in or {}
 
     def init(params):
-        plan, leaves = _planned(select, params)
+        plan, leaves = _planned(select, params, ins)
         alpha = {}
         for path, rule in plan.items():
             lead = matrix_shape(leaves[path].shape, rule.layout)[:-2]
@@ -115,8 +122,8 @@ def lrpet(
     def update(updates, state, params=None, *, step=None, model_state=None, **extra):
         if params is None:
             raise ValueError("lrpet needs params: tx.update(g, state, params)")
-        plan, leaves = _planned(select, params)
-        scales = _scales(plan, leaves, model_state)
+        plan, leaves = _planned(select, params, ins)
+        scales = ins, norm_scales(plan, leaves, model_state)
         done = jnp.asarray(state.count if step is None else step, jnp.int32) + 1
         due = (done % every == 0) & (done >= start)
         due = due if stop is None else due & (done <= stop)
@@ -149,6 +156,7 @@ def project_params(
     transfer: bool = True,
     rho: float = 0.0,
     damping: float = 1e-5,
+    scale_in: Scales | None = None,
 ) -> Tree:
     """Parameters with the chosen leaves projected; see `lrpet`.
 
@@ -158,13 +166,40 @@ def project_params(
       >>> project_params({"w": w}, at_rank("w", 1))["w"].round(3).tolist()
       [[5.0, 0.0], [0.0, 0.0]]
     """
-    plan, leaves = _planned(select, params)
-    scales = _scales(plan, leaves, model_state)
+    ins = scale_in or {}
+    plan, leaves = _planned(select, params, ins)
+    scales = ins, norm_scales(plan, leaves, model_state)
     how = {"transfer": transfer, "rho": rho, "eps": damping}
     made, _ = _project({name: leaves[name] for name in plan}, plan, scales, how)
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: made.get(path_name(path), leaf), params
     )
+
+
+def alphas(state: Tree) -> dict[str, jax.Array]:
+    """The alphas of the last projections in an optimizer's state, by path.
+
+    Args:
+      state: any tree; empty where nothing in it is of `lrpet`. One with leading axes
+        (a stack of layers) is told by its mean.
+
+    Example:
+      >>> from splitjax.optim.ranks import at_rank
+      >>> tx = optax.chain(optax.sgd(1.0), lrpet(at_rank("w", 1), every=1))
+      >>> params = {"w": jnp.diag(jnp.array([4.0, 3.0]))}
+      >>> _, state = tx.update({"w": jnp.zeros((2, 2))}, tx.init(params), params)
+      >>> {path: round(float(alpha), 4) for path, alpha in alphas(state).items()}
+      {'w': 1.5625}
+    """
+    nodes = jax.tree.leaves(state, is_leaf=_is_lrpet)
+    found: dict[str, jax.Array] = {}
+    for node in filter(_is_lrpet, nodes):
+        found |= {path: alpha.mean() for path, alpha in node.alpha.items()}
+    return found
+
+
+def _is_lrpet(node: Any) -> bool:
+    return isinstance(node, LrpetState)
 
 
 @jax.custom_batching.custom_vmap
@@ -178,13 +213,23 @@ def _any_of_batch(axis_size, in_batched, due):
     return jnp.any(due), False
 
 
-def _planned(select, params) -> tuple[Plan, dict[str, jax.Array]]:
+def _planned(select, params, ins: Scales) -> tuple[Plan, dict[str, jax.Array]]:
     plan = select if isinstance(select, Mapping) else select(params)
     leaves = flat(params)
     for name in plan:
         if name not in leaves:
             raise ValueError(
                 f"there is no leaf {name!r}: {nearest(name, list(leaves))}"
+            )
+    for name, scale in ins.items():
+        if name not in plan:
+            raise ValueError(
+                f"scale_in has {name!r}, which has no rank: {nearest(name, [*plan])}"
+            )
+        rows = matrix_shape(leaves[name].shape, plan[name].layout)[:-1]
+        if scale.shape != rows:
+            raise ValueError(
+                f"scale_in of {name!r} is {scale.shape}; its matrix has the rows {rows}"
             )
     _check_owners(plan, params)
     return plan, leaves
@@ -209,50 +254,24 @@ def _check_owners(plan: Plan, params: Tree) -> None:
             )
 
 
-def _scales(plan: Plan, leaves: dict, model_state: Tree) -> dict[str, jax.Array]:
-    """What each named norm multiplies its channels by: scale / sqrt(var + eps)."""
-    named = {path: rule for path, rule in plan.items() if rule.norm}
-    if not named:
-        return {}
-    if model_state is None:
-        raise ValueError(
-            "some ranks name a batch norm, whose statistics are missing: "
-            "tx.update(g, opt, params, model_state=batch_stats)"
-        )
-    variances = {}
-    for path, leaf in flat(model_state).items():
-        parts = [part for part in path.split("/") if part != "batch_stats"]
-        variances["/".join(parts)] = leaf
-    scales = {}
-    for path, rule in named.items():
-        for name, there in (
-            (f"{rule.norm}/scale", leaves),
-            (f"{rule.norm}/var", variances),
-        ):
-            if name not in there:
-                raise ValueError(
-                    f"the norm {rule.norm!r} of {path!r} has no {name!r}: "
-                    f"{nearest(name, list(there))}"
-                )
-        variance = variances[f"{rule.norm}/var"]
-        scales[path] = leaves[f"{rule.norm}/scale"] * jax.lax.rsqrt(variance + rule.eps)
-    return scales
-
-
 def _project(
-    leaves: dict[str, jax.Array], plan: Plan, scales: dict[str, jax.Array], how: dict
+    leaves: dict[str, jax.Array], plan: Plan, scales: tuple[Scales, Scales], how: dict
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """Leaves and their alphas; those of one shape and rule are one batch."""
     groups: dict[Any, list[str]] = {}
     for path, leaf in leaves.items():
         rule: Rule = plan[path]
-        kind = (leaf.shape, leaf.dtype, rule.rank, rule.layout, path in scales)
+        scaled = tuple(path in side for side in scales)
+        kind = (leaf.shape, leaf.dtype, rule.rank, rule.layout, scaled)
         groups.setdefault(kind, []).append(path)
     new, alphas = {}, {}
     for (shape, _, rank, layout, scaled), paths in groups.items():
         matrices = jnp.stack([as_matrix(leaves[path], layout) for path in paths])
-        scale = jnp.stack([scales[path] for path in paths]) if scaled else None
-        made = energy_project(matrices, rank, scale_out=scale, **how)
+        ins, outs = (
+            jnp.stack([side[path] for path in paths]) if has else None
+            for side, has in zip(scales, scaled, strict=True)
+        )
+        made = energy_project(matrices, rank, scale_in=ins, scale_out=outs, **how)
         for path, matrix, alpha in zip(paths, made.matrix, made.alpha, strict=True):
             new[path], alphas[path] = from_matrix(matrix, shape, layout), alpha
     return new, alphas

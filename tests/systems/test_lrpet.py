@@ -24,7 +24,7 @@ from splitjax.models.convolution import conv
 from splitjax.models.dense import Dense
 from splitjax.models.resnet import CONFIGS, resnet
 from splitjax.optim.energy import energy_project
-from splitjax.optim.lrpet import lrpet, project_params
+from splitjax.optim.lrpet import alphas, lrpet, project_params
 from splitjax.optim.ranks import at_rank, at_ratio, joined, rank_from_ratio
 
 KEY = jax.random.key(3)
@@ -452,6 +452,39 @@ def test_params_are_needed():
 def test_options_out_of_range(options):
     with pytest.raises(ValueError, match="lrpet"):
         lrpet(at_rank("w", 3), **options)
+
+
+def test_rows_that_count_for_more_decide_what_is_kept():
+    """The metric of FWSVD: in training and at once, by path, and beside a norm."""
+    params = {name: normal(n, 30, 20) for n, name in enumerate("abc")}
+    params["n"] = {"scale": jnp.exp(normal(9, 20))}
+    state = {"n": {"var": jnp.ones(20)}}
+    rows = {name: jnp.exp(normal(n, 30)) for n, name in enumerate("ab", 5)}
+    plan = {name: Rule(6) for name in "ac"} | {"b": Rule(6, norm="n", eps=0.0)}
+    made = project_params(params, plan, model_state=state, scale_in=rows)
+    want = {
+        "a": energy_project(params["a"], 6, scale_in=rows["a"]),
+        "b": energy_project(
+            params["b"], 6, scale_in=rows["b"], scale_out=params["n"]["scale"]
+        ),
+        "c": energy_project(params["c"], 6),
+    }
+    tx = lrpet(plan, every=1, scale_in=rows)
+    still, opt = jax.tree.map(jnp.zeros_like, params), tx.init(params)
+    updates, opt = tx.update(still, opt, params, model_state=state)
+    for name, one in want.items():
+        np.testing.assert_allclose(made[name], one.matrix, atol=1e-5)
+        np.testing.assert_allclose(params[name] + updates[name], one.matrix, atol=1e-5)
+        assert alphas({"inner": (opt,)})[name] == pytest.approx(float(one.alpha))
+    plain = energy_project(params["a"], 6).matrix
+    assert jnp.abs(made["a"] - plain).max() > 0.1
+    assert alphas(optax.sgd(0.1).init(params)) == {}
+    for wrong, message in (
+        ({"d": rows["a"]}, "scale_in has 'd', which has no rank"),
+        ({"a": rows["a"][:3]}, r"is \(3,\); its matrix has the rows \(30,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lrpet(plan, scale_in=wrong).init(params)
 
 
 def test_a_choice_that_does_not_fit():
