@@ -2,6 +2,9 @@
 
 Example: python -m experiments.compress --config=configs/wsvd_minilm_stsb.py \
   --config.shares='(0.5,)'
+
+By FWSVD, fine-tuned by LRPET, with SmartDeal on top: --config.factors="('fwsvd',)" \
+  --config.tune=lrpet --config.codes=0.5
 """
 
 import sys
@@ -9,6 +12,7 @@ import sys
 from absl import logging
 
 from splitjax.train import compress, flags
+from splitjax.train.compress_table import plot, table
 
 LAUNCH = flags.define("configs/wsvd_minilm_stsb.py")
 
@@ -20,9 +24,9 @@ def main(_: list[str]) -> None:
         folder = LAUNCH.workdir / f"seed_{seed}"
         logging.info("seed %d -> %s", seed, folder)
         rows = compress.compress(experiment, seed, folder)
-        text = compress.table(rows)
+        text = table(rows)
         (folder / "compress.md").write_text(text + "\n")
-        compress.plot(rows, folder / "compress.png", title=experiment.task)
+        plot(rows, folder / "compress.png", title=experiment.task)
         sys.stdout.write(f"\nseed {seed}: {text}\n\nSee {folder / 'compress.png'}\n")
 
 

@@ -6,8 +6,9 @@ Example: python -m experiments.compress_language --config.shares='(0.9,)' \
 
 import sys
 
-from splitjax.train import compress, flags
+from splitjax.train import flags
 from splitjax.train.compress_language import compress_language
+from splitjax.train.compress_table import plot, table
 
 LAUNCH = flags.define("configs/wsvd_smollm2_wikitext.py")
 
@@ -16,10 +17,10 @@ def main(_: list[str]) -> None:
     """Makes and prints the table."""
     experiment, folder = LAUNCH.experiment, LAUNCH.workdir
     rows = compress_language(experiment, folder)
-    text = compress.table(rows)
+    text = table(rows)
     (folder / "compress.md").write_text(text + "\n")
     title = f"{experiment.model} on {experiment.corpus}"
-    compress.plot(rows, folder / "compress.png", title=title)
+    plot(rows, folder / "compress.png", title=title)
     sys.stdout.write(f"\n{text}\n\nSee {folder / 'compress.png'}\n")
 
 

@@ -1,41 +1,22 @@
-"""Options of a compression: which matrices, by what, to how much, and what then."""
+"""Options of a compressed fine-tuned model: which one, and what is trained on then."""
 
 import dataclasses
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from splitjax.core.factor import materialize
-from splitjax.core.tree import Tree
-from splitjax.factors.product import rank_keeping, svd
-from splitjax.factors.rescue import rescued
-from splitjax.factors.weighted import entries, rows
+from splitjax.core.tree import Tree, flat
 from splitjax.optim.lrpet import lrpet
 from splitjax.optim.ranks import at_rank
+from splitjax.train.compress_methods import METHODS, rank_of
+from splitjax.train.compression import Compression
 from splitjax.train.experiment import check, option
 from splitjax.train.finetune import Finetune
-
-Fit = Callable[[Any, Any], Any]
-AT_LEAST_ONE = (
-    *("fisher_examples", "fisher_chunk", "iterations", "tune_epochs", "tune_every"),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A way to compress a matrix.
-
-    Attributes:
-      fit: `(experiment, share) -> fit`, which `core.factor.factorize` calls with a
-        matrix and its Fisher (None where it is not `weighted`).
-      weighted: whether it reads the Fisher.
-    """
-
-    fit: Callable[["Compress", float], Fit]
-    weighted: bool = True
+from splitjax.train.task import task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,85 +28,78 @@ class Tune:
       tx: `(experiment, transformation, steps) -> transformation` of the updates.
       end: `(params, factorize) -> params`, to the compressed form again; `factorize`
         puts products of the same ranks where the compression had its factors.
+      forms: of `Method.form`, what it can begin from.
+      weighted: whether it reads the Fisher.
     """
 
     begin: Callable[[Tree], Tree]
     tx: Callable[["Tuned", Any, int], optax.GradientTransformation]
     end: Callable[[Tree, Callable[[Tree], Tree]], Tree]
-
-
-def _rank(share: float) -> Callable[[tuple[int, ...]], int]:
-    return functools.partial(rank_keeping, share)
-
-
-def _svd(_: "Compress", share: float) -> Fit:
-    rank = _rank(share)
-    return lambda kernel, _: svd(kernel, rank(materialize(kernel).shape))
-
-
-def _fwsvd(_: "Compress", share: float) -> Fit:
-    return rows(_rank(share))
-
-
-def _wsvd(experiment: "Compress", share: float) -> Fit:
-    return entries(
-        _rank(share), method=experiment.solver, iterations=experiment.iterations
-    )
-
-
-def _rescue(experiment: "Compress", share: float) -> Fit:
-    return rescued(
-        _rank(share), method=experiment.solver, iterations=experiment.iterations
-    )
+    forms: tuple[str, ...] = ("product",)
+    weighted: bool = False
 
 
 def _lrpet(experiment: "Tuned", tx: Any, steps: int) -> optax.GradientTransformation:
     """Dense kernels, brought back to their ranks now and then, and at the end."""
     # Of an un-split run: all stages are in segment 0.
-    plan = at_rank(f"0/(?:{experiment.where})", _rank(experiment.share))
-    return optax.chain(tx, lrpet(plan, every=experiment.tune_every, last=steps))
+    plan = at_rank(f"0/(?:{experiment.where})", rank_of(experiment.share))
+    scale = {f"0/{path}": a for path, a in (experiment.scale or {}).items()}
+    every = experiment.tune_every
+    return optax.chain(tx, lrpet(plan, every=every, last=steps, scale_in=scale))
 
 
-# A factor joins the table by a line here; each must run through tests/laws/test_factor.
-METHODS = {
-    "svd": Method(_svd, weighted=False),
-    "fwsvd": Method(_fwsvd),
-    "wsvd": Method(_wsvd),
-    "rescue": Method(_rescue),
+def row_scale(weights: Tree) -> dict[str, jax.Array]:
+    """What a Fisher's row sums make each row of a kernel count for, by path.
+
+    The root of the sums, of a mean square of 1 in each matrix: the metric of FWSVD.
+
+    Args:
+      weights: a Fisher; None where nothing was measured.
+
+    Example:
+      >>> scale = row_scale({"k": jnp.array([[0.0, 2.0], [9.0, 9.0]]), "b": None})
+      >>> [round(one, 4) for one in scale["k"].tolist()]
+      [0.4472, 1.3416]
+    """
+    sums = {path: leaf.sum(-1) for path, leaf in flat(weights).items()}
+    means = {path: one.mean(-1, keepdims=True) for path, one in sums.items()}
+    # A matrix that no gradient reached is projected plainly.
+    return {
+        path: jnp.where(mean > 0, jnp.sqrt(one / jnp.where(mean > 0, mean, 1)), 1)
+        for (path, one), mean in zip(sums.items(), means.values(), strict=True)
+    }
+
+
+_DENSE: dict[str, Any] = {
+    "begin": materialize,
+    "tx": _lrpet,
+    "end": lambda params, factorize: factorize(params),
 }
 TUNES = {
     "factors": Tune(
         begin=lambda params: params,
         tx=lambda _, tx, __: tx,
         end=lambda params, _: params,
+        forms=("product", "cores"),
     ),
-    "lrpet": Tune(
-        begin=materialize,
-        tx=_lrpet,
-        end=lambda params, factorize: factorize(params),
-    ),
+    "lrpet": Tune(**_DENSE),
+    "lrpet_rows": Tune(**_DENSE, weighted=True),
 }
 
 
 @dataclasses.dataclass
-class Compress(Finetune):
+class Compress(Compression, Finetune):
     """A fine-tuned model, compressed by several methods to several sizes."""
 
     mode: str = option("unsplit", "'unsplit': a model is compressed as a whole")
     trained: str = option("", "the folder of a finished un-split run; '': train one")
-    factors: tuple[str, ...] = option(
-        ("svd", "fwsvd", "wsvd"), f"by what: some of {tuple(METHODS)}"
-    )
-    shares: tuple[float, ...] = option(
-        (0.7, 0.5, 0.3), "parts of the matrices' numbers that are kept"
-    )
-    where: str = option(r"layer_\d+/.*/kernel", "which matrices, by their path")
     fisher_examples: int = option(256, "training examples that the Fisher is of")
-    fisher_chunk: int = option(4, "examples whose gradients are held at once")
-    solver: str = option("als", "of wsvd: 'als', 'em' or 'adam_sgd'")
-    iterations: int = option(4, "of the solver")
     score_on: tuple[str, ...] = option((), "data splits to score on; (): all")
-    tune: str = option("", f"train on afterwards: '' or one of {tuple(TUNES)}")
+    tune: str = option(
+        "",
+        f"train on afterwards: '' or one of {tuple(TUNES)}; the last one projects in "
+        "the metric of the Fisher's rows",
+    )
     tune_epochs: int = option(1, "passes over the training data then")
     tune_steps: int = option(0, "steps at most then; 0: as many as the epochs have")
     tune_rate: float = option(2e-5, "the peak of the learning rate then")
@@ -135,25 +109,28 @@ class Compress(Finetune):
         """Raises a ValueError for options that make no sense."""
         super().validate()
         check(self.mode, "mode", ("unsplit",))
-        check(self.solver, "solver", ("als", "em", "adam_sgd"))
+        self.check_points("fisher_examples", "tune_epochs", "tune_every")
+        for name in self.score_on:
+            check(name, "score_on", task(self.task, 0).splits)
+        if not self.tune:
+            return
+        check(self.tune, "tune", tuple(TUNES))
+        forms = TUNES[self.tune].forms
         for name in self.factors:
-            check(name, "factors", tuple(METHODS))
-        if self.tune:
-            check(self.tune, "tune", tuple(TUNES))
-        if not self.factors or not self.shares:
-            raise ValueError("factors and shares name one thing each at least")
-        for share in self.shares:
-            if not 0 < share <= 1:
-                raise ValueError(f"shares has {share}: each is from 0 to 1")
-        for name in AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be 1 or more")
+            if METHODS[name].form not in forms:
+                raise ValueError(
+                    f"tune={self.tune!r} after factors={name!r}: it trains what is "
+                    f"{' or '.join(forms)}, and that makes {METHODS[name].form}. Codes "
+                    "come last: take codes=0.5, say, beside a product"
+                )
 
     def dense(self) -> Finetune:
         """The run whose model is compressed."""
         return Finetune(**_fields_of(self, Finetune))
 
-    def tuned(self, factor: str, share: float, params: Tree) -> "Tuned":
+    def tuned(
+        self, factor: str, share: float, params: Tree, weights: Tree | None = None
+    ) -> "Tuned":
         """The run that trains on from compressed parameters, by stage name."""
         given: dict[str, Any] = _fields_of(self, Finetune)
         given |= {name: getattr(self, name) for name in DECIDES}
@@ -161,7 +138,10 @@ class Compress(Finetune):
         given |= {"steps": self.tune_steps}
         given |= {"unsplit_rate": 0.0, "factor": factor, "share": share}
         made = Tuned(**given)
-        object.__setattr__(made, "begin", TUNES[self.tune].begin(params))
+        tune = TUNES[self.tune]
+        object.__setattr__(made, "begin", tune.begin(params))
+        if tune.weighted:
+            object.__setattr__(made, "scale", row_scale(weights))
         return made
 
 
@@ -182,7 +162,9 @@ class Tuned(Finetune):
     tune: str = option("factors", "")
     tune_every: int = option(0, "")
 
-    begin: ClassVar[Any] = None  # an instance's parameters, by stage name
+    # Of an instance: parameters by stage name, and what their rows count for.
+    begin: ClassVar[Any] = None
+    scale: ClassVar[Mapping[str, jax.Array] | None] = None
 
     def _given(self, config: Any, pairs: bool, key: jax.Array) -> Tree:
         """Where the run starts: all parameters, by stage name."""

@@ -2,12 +2,10 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from splitjax import data
 from splitjax.core.stage import Segment, join
@@ -132,22 +130,3 @@ def window_loss(opened: Opened) -> Callable[[Tree, Tree], jax.Array]:
         return next_symbol(y, window["target"])[0]
 
     return loss
-
-
-def examples(windows: data.Windows, count: int) -> Iterator[tuple[Tree, Any]]:
-    """The first windows, each a batch of one, as `factors.fisher` reads them.
-
-    Example:
-      >>> stream = data.Stream("mine", "train", np.arange(5), 5)
-      >>> [(window, valid)] = examples(data.Windows(stream, 4, 2), 1)
-      >>> window["x"]["ids"].shape, valid.tolist()
-      ((4, 1, 2), [True, False, False, False])
-    """
-    for [batch] in windows.epoch(0, shuffle=False):
-        if count <= 0:
-            return
-        valid = np.arange(len(batch["y"])) < min(batch["n_valid"], count)
-        count -= int(valid.sum())
-        x = {name: leaf[:, None] for name, leaf in model_inputs(batch).items()}
-        ones = np.ones(len(valid), np.int32)
-        yield {"x": x, "target": {"y": batch["y"][:, None], "n_valid": ones}}, valid

@@ -6,12 +6,19 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from splitjax.core.factor import is_factor, materialize
+from splitjax.data.examples import examples_of
+from splitjax.factors.mpo_plan import plan_keeping
+from splitjax.factors.smartdeal import SmartDeal
+from splitjax.factors.smartdeal_pack import pack, stored_bytes
 from splitjax.train import compress as compressing
-from splitjax.train.compress import compress, examples_of, measured, params_of
-from splitjax.train.compress_options import Compress, Tuned
+from splitjax.train.compress import compress, measured, params_of
+from splitjax.train.compress_methods import coded, fitted
+from splitjax.train.compress_options import TUNES, Compress, Tuned
+from splitjax.train.compress_table import plot, table
 from splitjax.train.finetune import Finetune
 from splitjax.train.loop import open_trained, predict
 
@@ -101,7 +108,7 @@ def test_the_fisher_is_of_single_examples(experiment, run):
 def test_a_score_is_that_of_the_factored_model(experiment, run, made):
     """It is computed with dense kernels; the factors themselves say the same."""
     params = params_of(run)
-    new = compressing.fitted(experiment, params, None, "svd", 0.5)
+    new = fitted(experiment, params, None, "svd", 0.5)
     assert is_factor(new["layer_0/ffn"]["wi"]["kernel"])
     assert new["embed"] is not None and jax.tree.all(
         jax.tree.map(lambda a, b: a is b, new["embed"], params["embed"])
@@ -132,23 +139,56 @@ def test_what_was_compressed_trains_on(made, experiment, tmp_path):
     summary = json.loads((tmp_path / "factors_svd_0.5/summary.json").read_text())
     assert summary["metric"] == row["tuned"] and summary["steps"] == 3
     assert summary["before"]["dev"] == row["value"]
-    found = compressing.table([first, row]).splitlines()[-1]
+    found = table([first, row]).splitlines()[-1]
     assert f"{row['tuned']:.4f}" in found
     start, other = (one.tuned(name, 0.5, {}) for name in ("svd", "fwsvd"))
     assert isinstance(start, Tuned) and start.learning_rate == one.tune_rate
     assert start.identity(0) != other.identity(0)
 
 
+def test_cores_and_codes_tell_what_they_hold(made, experiment, run, tmp_path):
+    """An MPO its cores, SmartDeal its packed bytes; each scored as it is."""
+    given = dict(factors=("mpo", "smartdeal"), trained=str(made[1] / "dense"))
+    one = dataclasses.replace(experiment, **given)
+    dense, cores, codes = compress(one, 0, tmp_path, progress=False)
+    saved = sum(
+        count * (m * n - plan_keeping(0.5, m, n).parameters)
+        for (m, n), (count, _) in KERNELS.items()
+    )
+    assert cores["parameters"] == dense["parameters"] - saved
+    assert cores["bytes"] == 4 * cores["parameters"] < dense["bytes"]
+    new = fitted(one, made[2], None, "smartdeal", 0.5)
+    nodes = jax.tree.leaves(new, is_leaf=is_factor)
+    nodes = [node for node in nodes if isinstance(node, SmartDeal)]
+    size = sum(count * m * n for (m, n), (count, _) in KERNELS.items())
+    packed = sum(map(len, jax.tree.leaves(pack(nodes))))
+    assert codes["bytes"] == dense["bytes"] - 4 * size + packed
+    kept = sum(int(jnp.count_nonzero(node.codes)) for node in nodes)
+    bases = sum(node.basis.size for node in nodes)
+    assert codes["parameters"] == dense["parameters"] - size + kept + bases
+    # A column of a slice that would be empty keeps a few more.
+    assert 0.45 * size < kept < 0.65 * size
+    for row in (cores, codes):
+        assert 0 < row["error"] < 1 and row["weighted_error"] is None
+        assert row["flops"] > 0 and row["coded"] is None
+    assert codes["value"] == compressing.score(run, new)["dev"]
+
+
 @pytest.mark.slow
-def test_lrpet_ends_at_the_rank_it_began_with(made, experiment, tmp_path):
-    """It trains dense kernels; what is scored are factors again, and all is in them."""
-    given = dict(tune="lrpet", tune_every=2, tune_steps=3, tune_rate=1e-3)
+@pytest.mark.parametrize("tune", ["lrpet", "lrpet_rows"])
+def test_lrpet_ends_at_the_rank_it_began_with(tune, made, experiment, tmp_path):
+    """It trains dense kernels; what is scored are factors again, and all is in them.
+
+    SmartDeal comes on top of what was trained: the chain is one command.
+    """
+    given = dict(tune=tune, tune_every=2, tune_steps=3, tune_rate=1e-3, codes=0.5)
     given |= dict(factors=("svd",), trained=str(made[1] / "dense"))
     one = dataclasses.replace(experiment, **given)
     _, row = compress(one, 0, tmp_path, progress=False)
-    place = tmp_path / "lrpet_svd_0.5"
-    end = params_of(open_trained(one.tuned("svd", 0.5, made[2]), 0, place))
-    start = compressing.fitted(experiment, made[2], None, "svd", 0.5)
+    place = tmp_path / f"{tune}_svd_0.5"
+    ones = jax.tree.map(jnp.ones_like, made[2])
+    end = params_of(open_trained(one.tuned("svd", 0.5, made[2], ones), 0, place))
+    start = fitted(experiment, made[2], None, "svd", 0.5)
     moved = 0
     for stage, part in (("layer_0/ffn", "wi"), ("layer_1/attention", "key")):
         kernel = end[stage][part]["kernel"]
@@ -160,14 +200,41 @@ def test_lrpet_ends_at_the_rank_it_began_with(made, experiment, tmp_path):
     summary = json.loads((place / "summary.json").read_text())
     assert summary["metric"] == row["tuned"]
     assert row["parameters"] == made[0][1]["parameters"]
+    top = coded(one, fitted(one, end, None, "svd", 0.5), 0.5)
+    assert row["coded_bytes"] == stored_bytes(top) < row["bytes"]
+    run = open_trained(experiment.dense(), 0, made[1] / "dense")
+    assert row["coded"] == compressing.score(run, top)["dev"]
+    assert f"{row['coded']:.4f}" in table([row]).splitlines()[-1]
+
+
+def test_rows_of_the_fisher_decide_what_is_kept(experiment, made):
+    """A kernel's first row alone matters: it is what a projection leaves as it is."""
+    one = dataclasses.replace(experiment, tune_every=1)
+    weights = jax.tree.map(lambda _: None, made[2])
+    for name, stage in weights.items():
+        for part in ("wi", "wo", "query", "key", "value", "out"):
+            if name.startswith("layer_") and part in stage:
+                kernel = made[2][name][part]["kernel"]
+                stage[part]["kernel"] = jnp.full_like(kernel, 1e-9).at[0].set(1.0)
+    kernel = made[2]["layer_0/ffn"]["wi"]["kernel"]
+    lost = {}
+    for tune in ("lrpet", "lrpet_rows"):
+        run = dataclasses.replace(one, tune=tune).tuned("svd", 0.5, made[2], weights)
+        params = {"0": run.begin}
+        tx = TUNES[tune].tx(run, optax.identity(), 1)
+        still = jax.tree.map(jnp.zeros_like, params)
+        made_of, _ = tx.update(still, tx.init(params), params, step=0)
+        moved = made_of["0"]["layer_0/ffn"]["wi"]["kernel"]
+        lost[tune] = float(jnp.linalg.norm(moved[0]) / jnp.linalg.norm(kernel[0]))
+    assert lost["lrpet_rows"] < 0.2 * lost["lrpet"]
 
 
 def test_the_table_and_the_picture(made, tmp_path):
     rows = made[0]
-    lines = compressing.table(rows).splitlines()
+    lines = table(rows).splitlines()
     assert lines[0] == "dev accuracy" and len(lines) == 4 + len(rows)
     assert "wsvd 50%" in lines[-1] and f"{rows[-1]['value']:.4f}" in lines[-1]
-    compressing.plot(rows, tmp_path / "some.png")
+    plot(rows, tmp_path / "some.png")
     assert (tmp_path / "some.png").stat().st_size > 1000
 
 
@@ -181,11 +248,23 @@ def test_the_table_and_the_picture(made, tmp_path):
         (dict(tune="more"), "tune='more'"),
         (dict(solver="newton"), "solver='newton'"),
         (dict(fisher_examples=0), "fisher_examples=0"),
+        (dict(codes=1.5), "codes=1.5: a share from 0 to 1"),
+        (dict(codes=0.5, factors=("svd", "smartdeal")), "is coded already"),
+        (dict(tune="factors", factors=("smartdeal",)), "Codes come last"),
+        (dict(tune="lrpet", factors=("mpo",)), "product, and that makes cores"),
     ],
 )
 def test_bad_options_are_told(more, message, experiment):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(experiment, **more).validate()
+
+
+def test_a_wrong_split_is_told_before_anything_is_trained(experiment, tmp_path):
+    one = dataclasses.replace(experiment, score_on=("tset",))
+    with pytest.raises(ValueError, match="score_on='tset': it must be one of .'dev'"):
+        compress(one, 0, tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+    dataclasses.replace(experiment, task="stsb", score_on=("test",)).validate()
 
 
 def test_a_run_that_is_not_there_is_told(experiment, tmp_path):

@@ -8,9 +8,9 @@ from splitjax.core.factor import is_factor, materialize
 from splitjax.train.compress_language import (
     CompressLanguage,
     compress_language,
-    fitted,
     measured,
 )
+from splitjax.train.compress_methods import fitted
 from splitjax.train.language import open_model, scorer
 
 
@@ -73,6 +73,7 @@ def test_options_that_make_no_sense_are_refused(experiment):
         "shares": (1.5,),
         "solver": "adam",
         "fisher_windows": 0,
+        "codes": 2.0,
         "tokens": 1,
     }
     for name, value in wrong.items():
