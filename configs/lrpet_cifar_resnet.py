@@ -5,7 +5,7 @@ Paper: LRPET (arXiv 2204.05566). An earlier table of its authors has 93.27 % for
   epochs; they print no ResNet-18 on CIFAR-10. Ratio, SGD, rate and decay are theirs
 Run: python -m experiments.low_rank --config=configs/lrpet_cifar_resnet.py
 Expect: 5.31M parameters in the place of 11.17M, and 259.5M multiply-adds a picture in
-  the place of 555.4M, for all three low ranks of the table. No whole epoch was run yet,
+  the place of 555.4M, for all low ranks of the table. No whole epoch was run yet,
   so there is no accuracy to expect
   (--config.steps=1 prints the costs, too)
 Cost: two runs, plain and at a low rank; not measured

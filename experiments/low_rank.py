@@ -8,7 +8,7 @@ import json
 import sys
 
 from splitjax.train import flags, report
-from splitjax.train.low_rank import compare
+from splitjax.train.rank_comparison import compare
 
 LAUNCH = flags.define("configs/lrpet_cifar_resnet.py")
 

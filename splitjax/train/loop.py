@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from splitjax.data.batches import ahead, model_inputs, name_of, row_ids
+from splitjax.optim.lrpet import alphas
 from splitjax.runtime.edge import Edge
 from splitjax.runtime.local import Local, RunState
 from splitjax.runtime.meter import Meter
@@ -272,6 +273,9 @@ def _train(
                 named = {f"{name}_score": value for name, value in scores.items()}
                 log.write(run.state.step, **named)
                 logging.info("epoch %d: %s", epoch, scores)
+            if kept := alphas((run.state.edge, run.state.shared, run.state.slot)):
+                named = {f"alpha/{path}": float(a) for path, a in kept.items()}
+                log.write(run.state.step, **named)
             save()
     if experiment.attack:
         facts["attacks"] = attack.attacked(experiment.attack, run, seed)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from splitjax.core.matrix import Rule, as_matrix
-from splitjax.core.tree import path_name
+from splitjax.core.tree import flat, path_name
+from splitjax.storage.log import read
 from splitjax.train.classify import Classify
 from splitjax.train.loop import open_run, open_trained, tick_batch
-from splitjax.train.low_rank import compare
+from splitjax.train.rank_comparison import compare, measured
 
 TINY = dict(
     task="digits",
@@ -72,8 +73,11 @@ def test_the_comparison_of_a_cut_run(tmp_path):
     assert names == [
         "plain",
         "truncated after training",
+        "truncated after training, norms measured again",
         "projected after training",
+        "projected after training, norms measured again",
         "trained at a low rank",
+        "trained at a low rank, norms measured again",
     ]
     plain, *low = rows
     kernel = 3 * 3 * 32 * 64  # of block 2; block 1 has gray pictures
@@ -86,6 +90,30 @@ def test_the_comparison_of_a_cut_run(tmp_path):
     run = open_trained(one, 0, tmp_path / "low_rank_seed_0")
     run.driver.close()
     assert ranks(run.state) == RANKS
+    lines = read(tmp_path / "low_rank_seed_0")
+    [last] = [line for line in lines if "alpha" in str(line)]
+    told = {name: value for name, value in last.items() if name.startswith("alpha/")}
+    assert set(told) == {"alpha/1/block2/0/conv/kernel"} and last["step"] == 3
+    assert told["alpha/1/block2/0/conv/kernel"] >= 1
+    assert "alpha" not in str(read(tmp_path / "plain_seed_0"))
+
+
+def test_norms_are_measured_on_what_the_new_weights_make(tmp_path):
+    """Half of a first convolution makes half of its outputs, a quarter of squares."""
+    run = open_run(Classify(**TINY), 0, tmp_path)
+    run.driver.close()
+    params, state = (
+        {name: leaf for part in parts for name, leaf in part.items()}
+        for parts in (run.parts.params, run.parts.state)
+    )
+    half = {**params, "block1/0": jax.tree.map(lambda a: a / 2, params["block1/0"])}
+    whole, less = (
+        flat(measured(run, one, state, 2)["block1/0"]) for one in (params, half)
+    )
+    for path, value in flat(state["block1/0"]).items():
+        share = 0.5 if path.endswith("mean") else 0.25
+        np.testing.assert_allclose(less[path], share * whole[path], rtol=1e-4)
+        assert np.abs(value - whole[path]).max() > 0.01
 
 
 def test_the_plan_names_norms_where_there_are_some():
@@ -111,7 +139,12 @@ def test_the_plan_names_norms_where_there_are_some():
 
 @pytest.mark.parametrize(
     "options",
-    [dict(low_rank=1.0), dict(low_rank_every=-1), dict(low_rank_floor=0)],
+    [
+        dict(low_rank=1.0),
+        dict(low_rank_every=-1),
+        dict(low_rank_floor=0),
+        dict(low_rank_measured=-1),
+    ],
     ids=str,
 )
 def test_options_out_of_range(options):
