@@ -1,9 +1,10 @@
 """What transforms of parameters cost, each against a reference of the same run.
 
 Writes bench_factors.json into --workdir: the projection of LRPET against a full SVD and
-a peer's figure, and its part of a training run's time. A ratio above its bound ends the
-program with an error. On a machine that others use, too, --clock=cpu counts the time of
-this process alone.
+a peer's figure, its part of a training run's time, and a low-rank product in a layer
+against what its operations leave of the dense one's time. A ratio above its bound ends
+the program with an error. On a machine that others use, too, --clock=cpu counts the
+time of this process alone.
 
 Example: python -m experiments.bench_factors --workdir=runs/bench --only=projection
 """

@@ -1,5 +1,6 @@
-"""What a low-rank projection costs: against a decomposition, a peer, and a step."""
+"""What low rank costs: a projection, its share of a run, and a product in a layer."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from splitjax.core.factor import dot
 from splitjax.core.stage import join
 from splitjax.core.tree import spec_of
+from splitjax.factors.product import rank_keeping, svd
+from splitjax.metrics.flops import flops
 from splitjax.metrics.loss import cross_entropy
 from splitjax.models.resnet import CONFIGS, resnet
 from splitjax.optim.energy import energy_project
@@ -26,6 +30,10 @@ SVD_BOUNDS = {"square": 0.8, "3x3": 0.45}
 EVERY = 250  # steps between two projections, as on ImageNet
 SHARE = 0.02  # of the time of a training run
 SIZE = 32  # pixels
+DIMS = (384, 1536)  # MiniLM's feed-forward kernel
+SHARES = (0.3, 0.5, 0.7)  # of its numbers
+TOKENS = (16, 128, 1024)
+DOT_BOUND = 1.3
 CONVS = ".*/(conv|conv_.|skip_conv)/kernel"
 
 
@@ -107,8 +115,39 @@ def share(timed: Timed) -> list[Row]:
     return made
 
 
+def product_dot(timed: Timed) -> list[Row]:
+    """Rows of `dot` with a product, against what its operations leave of the dense one.
+
+    The ratio is that of the times over that of the operations: 1 where a product is as
+    fast for its size as the dense kernel is for its own.
+    """
+    made: list[Row] = []
+    kernel = jax.random.normal(jax.random.key(0), DIMS)
+    call = jax.jit(dot)
+    for tokens in TOKENS:
+        x = jax.random.normal(jax.random.key(tokens), (tokens, DIMS[0]))
+        whole = flops(dot, spec_of(kernel), spec_of(x))
+        reference = f"dense dot, {tokens} tokens"
+        steps = {reference: functools.partial(call, kernel, x)}
+        parts: dict[str, float] = {}
+        for share in SHARES:
+            factor = svd(kernel, rank_keeping(share, DIMS))
+            name = f"dot at {share:.0%} of the numbers, {tokens} tokens"
+            steps[name] = functools.partial(call, factor, x)
+            parts[name] = flops(dot, spec_of(factor), spec_of(x)) / whole
+        [dense, *others] = rows(timed(steps, before=1), reference, {})
+        made.append(dense)
+        for row in others:
+            part = parts[row["name"]]
+            told = {"reference": f"{part:.3f} of the dense one's time (its FLOPs)"}
+            told |= {"ratio": row["ratio"] / part, "bound": DOT_BOUND}
+            made.append({**row, **told})
+    return made
+
+
 # By the name that --only chooses.
 PARTS: dict[str, Callable[[Timed], list[Row]]] = {
     "projection": projection,
     "share": share,
+    "dot": product_dot,
 }

@@ -5,7 +5,7 @@ from splitjax.models.resnet import ResNetConfig
 from splitjax.train import bench_factors
 
 
-def timed(steps):
+def timed(steps, **_):
     """Times that can be told beforehand: the n-th step takes n seconds."""
     for step in steps.values():
         step()
@@ -28,6 +28,17 @@ def test_the_share_of_a_run(monkeypatch):
     *_, part = bench_factors.share(timed)
     assert part["value"] == pytest.approx(100 * (2.0 - 1) / 250)
     assert part["ratio"] == pytest.approx(part["value"] / 2) and part["bound"] == 1
+
+
+def test_a_product_is_held_to_its_operations(monkeypatch):
+    """Rank 76 of 384 x 1536: 76 (384 + 1536) of 384 1536 multiply-adds a token."""
+    monkeypatch.setattr(bench_factors, "SHARES", (0.25,))
+    monkeypatch.setattr(bench_factors, "TOKENS", (2,))
+    dense, row = bench_factors.product_dot(timed)
+    part = 76 * (384 + 1536) / (384 * 1536)
+    assert row["ratio"] == pytest.approx(2.0 / part, rel=1e-3)
+    assert row["bound"] == 1.3 and dense["bound"] is None
+    assert row["reference"].startswith(f"{part:.3f} of")
 
 
 def test_the_decomposition_written_down_keeps_the_energy():
