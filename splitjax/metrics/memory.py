@@ -1,0 +1,230 @@
+"""Bytes of a device in a training step: predicted, and held against the compiler's."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend.core import jaxpr_as_fun
+
+from splitjax.core.tree import Tree
+
+Loss = Callable[[Tree, Tree], jax.Array]
+NOT_COUNTED = (
+    "what an operation needs within itself, and gradients of activations under way",
+    "arrays that are whole for a moment (parameters gathered by ZeRO 3, sums)",
+    "activations that a tensor axis parts are counted whole",
+    "the program, its constants, what other programs of the process hold",
+    "caches of sessions, states of codecs",
+)
+
+
+class Memory(NamedTuple):
+    """Bytes of one device in one training step.
+
+    Attributes:
+      params: parameters.
+      moments: the optimizer's state, and float32 parameters where it keeps some.
+      batch: the input.
+      gradients: of the parameters.
+      kept: what the forward pass leaves for the backward pass.
+      again: what parts that are recomputed leave, while their backward pass runs.
+    """
+
+    params: int
+    moments: int
+    batch: int
+    gradients: int
+    kept: int
+    again: int
+
+    @property
+    def arguments(self) -> int:
+        """What is there before the step."""
+        return self.params + self.moments + self.batch
+
+    @property
+    def temporary(self) -> int:
+        """What comes and goes with the step, at its peak: the start of the way back."""
+        return self.gradients + self.kept + self.again
+
+
+class Held(NamedTuple):
+    """A prediction beside what the compiler reserved.
+
+    Attributes:
+      name: "arguments" or "temporary".
+      predicted_bytes: by `predict`.
+      measured_bytes: by `compiled.memory_analysis()`.
+    """
+
+    name: str
+    predicted_bytes: int
+    measured_bytes: int
+
+
+def predict(
+    loss: Loss,
+    params: Tree,
+    moments: Tree,
+    batch: Tree,
+    *,
+    gradients: Tree | None = None,
+) -> Memory:
+    """The memory of a training step on each device, without compiling it.
+
+    Leaves are arrays or specs; one with a sharding counts by the part that a device
+    has. Activations are those that the vjp of `loss` keeps of a device's rows, beside
+    its arguments; of a part under `jax.checkpoint` what its policy saves, and of all
+    such parts in one body of a loop (`core.stage.repeat`) the rest, too. That is what a
+    CPU holds, which computes them again at the same time; an accelerator is told to do
+    it one by one, and may hold less. So checkpoints save memory where there is a loop.
+    Of blocks written one after the other the compiler may fuse more, and keep less.
+
+    Args:
+      loss: `(params, batch) -> scalar`, as it is differentiated, of any number of rows.
+      params: the parameters.
+      moments: what else a step changes: the optimizer's state.
+      batch: the input.
+      gradients: with the shardings of the gradients, where they are not those of the
+        parameters.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> w, x = jnp.ones((3, 3)), jnp.ones((4, 3))
+      >>> predict(lambda w, x: jnp.sin(x @ w).sum(), w, (w, w), x)
+      Memory(params=36, moments=72, batch=48, gradients=36, kept=48, again=0)
+
+    Reference:
+      Chen et al., Training deep nets with sublinear memory cost, 2016
+      (arXiv:1604.06174), section 4: the kept borders, and the largest segment.
+    """
+    rows = jax.tree.map(lambda a: jax.ShapeDtypeStruct(_local(a), a.dtype), batch)
+    specs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
+    program = jax.make_jaxpr(loss)(specs, rows)
+    return Memory(
+        params=device_bytes(params),
+        moments=device_bytes(moments),
+        batch=device_bytes(batch),
+        gradients=device_bytes(params if gradients is None else gradients),
+        kept=_kept(loss, specs, rows),
+        again=_again(program.jaxpr),
+    )
+
+
+def device_bytes(tree: Tree) -> int:
+    """Bytes of a tree on the device that has most of it: all have alike, on a mesh.
+
+    Example:
+      >>> import numpy as np
+      >>> device_bytes({"w": np.ones((2, 3), np.float32), "n": np.int32(0)})
+      28
+    """
+    leaves = jax.tree.leaves(tree)
+    shapes = [jax.ShapeDtypeStruct(_local(leaf), leaf.dtype) for leaf in leaves]
+    return sum(shape.size * shape.dtype.itemsize for shape in shapes)
+
+
+def hold(memory: Memory, compiled: Any) -> tuple[Held, Held]:
+    """A prediction beside the bytes that the compiler reserved on a device.
+
+    Args:
+      memory: see `predict`.
+      compiled: the step, of these arguments; what it gives back may lie in their place.
+
+    Raises:
+      ValueError: where the backend does not tell.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> w, x = jnp.ones((3, 3)), jnp.ones((4, 3))
+      >>> loss = lambda w, x: jnp.sin(x @ w).sum()
+      >>> program = jax.jit(jax.grad(loss)).lower(w, x).compile()
+      >>> hold(predict(loss, w, (), x), program)[0]
+      Held(name='arguments', predicted_bytes=84, measured_bytes=84)
+    """
+    stats = compiled.memory_analysis()
+    if stats is None:
+        raise ValueError("this backend does not tell the memory of a program")
+    return (
+        Held("arguments", memory.arguments, stats.argument_size_in_bytes),
+        Held("temporary", memory.temporary, stats.temp_size_in_bytes),
+    )
+
+
+def table(memory: Memory, held: tuple[Held, ...] = ()) -> str:
+    """A report as text, with what it does not count.
+
+    Example:
+      >>> print(table(Memory(4, 8, 2, 4, 6, 0)).splitlines()[0])
+      params 4 B, moments 8 B, batch 2 B, gradients 4 B, kept 6 B, again 0 B
+    """
+    sizes = ", ".join(f"{name} {size} B" for name, size in memory._asdict().items())
+    rows = [
+        f"{one.name}: predicted {one.predicted_bytes} B, measured "
+        f"{one.measured_bytes} B, ratio "
+        f"{one.predicted_bytes / max(one.measured_bytes, 1):.3f}"
+        for one in held
+    ]
+    return "\n".join([sizes, *rows, *(f"not counted: {text}" for text in NOT_COUNTED)])
+
+
+def _local(leaf: Any) -> tuple[int, ...]:
+    sharding = getattr(leaf, "sharding", None)
+    return leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
+
+
+def _kept(function: Callable, *specs: Tree) -> int:
+    """Bytes that the vjp of a function keeps beside its arguments, each array once."""
+
+    def residuals(*args):
+        floats, treedef = jax.tree.flatten(args)
+        given = {id(leaf) for leaf in floats}
+        chosen = [jax.dtypes.issubdtype(a.dtype, jax.numpy.floating) for a in floats]
+
+        def run(*moved):
+            moved = iter(moved)
+            leaves = [
+                next(moved) if is_float else leaf
+                for leaf, is_float in zip(floats, chosen, strict=True)
+            ]
+            return function(*treedef.unflatten(leaves))
+
+        _, pull = jax.vjp(
+            run, *(leaf for leaf, yes in zip(floats, chosen, strict=True) if yes)
+        )
+        leaves = {id(leaf): leaf for leaf in jax.tree.leaves(pull)}
+        return [leaf for name, leaf in leaves.items() if name not in given]
+
+    return device_bytes(jax.eval_shape(residuals, *specs))
+
+
+def _again(jaxpr: Any) -> int:
+    """Bytes of the parts that one body computes again: of the body with most."""
+    together, loops = 0, [0]
+    for eqn in jaxpr.eqns:
+        if "prevent_cse" in eqn.params and "policy" in eqn.params:
+            together += _part(eqn)
+            continue
+        found = [_again(inner) for inner in _inside(eqn.params)]
+        if eqn.primitive.name in ("scan", "while"):
+            loops += found
+        else:
+            together += sum(found)
+    return max(together, *loops)
+
+
+def _inside(params: dict[str, Any]) -> Iterator[Any]:
+    for value in params.values():
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            one = getattr(one, "jaxpr", one)
+            if hasattr(one, "eqns"):
+                yield one
+
+
+def _part(eqn: Any) -> int:
+    """Bytes that one `jax.checkpoint` leaves when it is computed again."""
+    inner = eqn.params["jaxpr"]
+    run = jaxpr_as_fun(jax.extend.core.ClosedJaxpr(inner, ()))
+    specs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in inner.invars]
+    saving = jax.checkpoint(run, policy=eqn.params["policy"])
+    return max(_kept(run, *specs) - _kept(saving, *specs), 0)
