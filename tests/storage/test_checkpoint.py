@@ -1,6 +1,8 @@
 import concurrent.futures
 import gc
+import itertools
 import json
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from splitjax.parallel.mesh import make_cloud_mesh, parse
 from splitjax.storage import checkpoint
 from splitjax.storage.checkpoint import CheckpointError, Checkpoints
 
@@ -67,6 +72,38 @@ def test_a_tree_comes_back_to_the_bit(store, key):
     pairs = zip(jax.tree.leaves(made), jax.tree.leaves(given), strict=True)
     assert all(bits(one) == bits(other) for one, other in pairs)
     assert isinstance(made["link/0"].inner, Inner) and found == facts
+
+
+def test_a_tree_comes_back_on_another_mesh(store, key):
+    """Its shards lie elsewhere, or together on one device; the values are the same."""
+    w = jax.random.normal(key, (8, 8))
+    kept = {"w": w, "count": jnp.int32(3)}
+    places = {
+        "data=2,tensor=4": P("data", "tensor"),
+        "data=8": P(None, "data"),
+        "tensor=4": P("tensor"),
+        "data=1": P(),
+    }
+
+    def lay(text, tree):
+        sizes = math.prod(parse(text).values())
+        mesh = make_cloud_mesh(text, devices=jax.devices()[:sizes])
+        over = {"w": places[text], "count": P()}
+        return jax.tree.map(
+            lambda leaf, spec: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec)
+            ),
+            tree,
+            over,
+        )
+
+    for step, (old, new) in enumerate(itertools.pairwise([*places, "data=8"])):
+        spec = lay(old, kept)
+        given = jax.tree.map(lambda a, s: jax.device_put(a, s.sharding), kept, spec)
+        store.save(step, given, {})
+        made, _ = store.restore(lay(new, kept))
+        assert made["w"].sharding == lay(new, kept)["w"].sharding
+        jax.tree.map(np.testing.assert_array_equal, made, kept)
 
 
 def test_a_restored_optimizer_goes_on_as_the_first(store, key):
