@@ -23,6 +23,7 @@ def from_linen(
     *,
     method: str | Callable[..., Any] | None = None,
     rngs: Iterable[str] = ("dropout",),
+    aux: Callable[[Any], dict[str, Any]] | None = None,
     tags: Iterable[str] = (),
 ) -> Stage:
     """Makes a Linen module a stage.
@@ -37,6 +38,8 @@ def from_linen(
       name: the stage's name; the module's own by default.
       method: which method is the stage's; `__call__` by default.
       rngs: the streams of random numbers that the method draws from.
+      aux: of a method that gives a pair: makes of its second part what the stage
+        reports besides its output; see `Stage`.
       tags: see `Stage`.
 
     Raises:
@@ -74,7 +77,8 @@ def from_linen(
             mutable=list(state),
             **flag(train),
         )
-        return y, {**state, **new}, {}
+        y, told = y if aux else (y, None)
+        return y, {**state, **new}, aux(told) if aux else {}
 
     return Stage(name, init, apply, tags=frozenset(tags))
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from splitjax.core.keys import fold
-from splitjax.core.tree import Tree
+from splitjax.core.tree import Tree, nearest
 
 Init = Callable[[jax.Array, Tree], tuple[Tree, Tree]]
 Apply = Callable[..., tuple[Tree, Tree, dict[str, Any]]]
@@ -78,6 +78,46 @@ def output_spec(stage: Stage, params: Tree, state: Tree, spec: Tree, **extra) ->
     return jax.eval_shape(run, params, state, spec)
 
 
+def ties(stage: Stage, params: Tree) -> dict[str, Tree]:
+    """What `apply` takes besides of a stage that reads others' parameters.
+
+    That is `{"tied": {name: params}}`; nothing for a stage that reads its own alone.
+
+    Example:
+      >>> back = Stage("back", init=lambda key, spec: ({}, {}), reads=("embed",),
+      ...     apply=lambda p, s, x, *, key, train, tied: (x * tied["embed"], s, {}))
+      >>> back.apply({}, {}, 2, key=None, train=False, **ties(back, {"embed": 3}))[0]
+      6
+    """
+    if not stage.reads:
+        return {}
+    return {"tied": {other: params[other] for other in stage.reads}}
+
+
+def substitute(stages: Sequence[Stage], *others: Stage) -> tuple[Stage, ...]:
+    """A model with some stages in the place of those of the same names.
+
+    Args:
+      stages: the model's.
+      *others: what comes in, as blocks with experts (`models.moe`).
+
+    Raises:
+      ValueError: for one whose name no stage has.
+
+    Example:
+      >>> stage = lambda name, n: Stage(name, init=lambda key, spec: ({}, {}),
+      ...     apply=lambda p, s, x, *, key, train: (x + n, s, {}))
+      >>> made = substitute([stage("a", 1), stage("b", 1)], stage("b", 5))
+      >>> made[1].apply({}, {}, 0, key=None, train=False)[0]
+      5
+    """
+    found, names = {other.name: other for other in others}, [s.name for s in stages]
+    for name in found:
+        if name not in names:
+            raise ValueError(f"no stage {name!r} to replace: {nearest(name, names)}")
+    return tuple(found.get(stage.name, stage) for stage in stages)
+
+
 def merge_aux(total: dict, aux: dict, name: str) -> dict:
     """Adds a stage's `aux` to the model's: losses add up, the rest goes by stage name.
 
@@ -129,11 +169,6 @@ def join(stages: Sequence[Stage], name: str = "model") -> Segment:
                     f"is not in segment {name!r} ({', '.join(names)}). A tied leaf "
                     "has one owner: move the cut, or untie the two."
                 )
-
-    def ties(stage, params):
-        if not stage.reads:
-            return {}
-        return {"tied": {other: params[other] for other in stage.reads}}
 
     def init(key, spec):
         params, state = {}, {}
@@ -259,6 +294,4 @@ def with_loss(stage: Stage, loss: Callable[[Tree, Tree], jax.Array]) -> Stage:
         y, state, aux = stage.apply(params, state, x, **kwargs)
         return y, state, merge_aux(aux, {"loss": loss(x, y)}, stage.name)
 
-    return Stage(
-        stage.name, stage.init, apply, stage.start, stage.reads, tags=stage.tags
-    )
+    return dataclasses.replace(stage, apply=apply)

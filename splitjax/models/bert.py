@@ -51,7 +51,6 @@ def bert(
     head: Sequence[Stage] = (),
     *,
     squeeze: Mapping[int, Squeeze] | None = None,
-    blocks: Mapping[int, Stage] | None = None,
     dtype: Any = jnp.float32,
 ) -> tuple[Stage, ...]:
     """A model of the BERT family.
@@ -66,12 +65,11 @@ def bert(
       head: the stages of a head, as `models.heads` makes them.
       squeeze: which feed-forward blocks are parted for a narrow cut, by layer, counted
         from 0; see `models.squeeze`.
-      blocks: stages in the place of "layer_l/ffn", by layer; see `models.moe`.
       dtype: what is computed in; parameters and heads are float32.
 
     Raises:
-      ValueError: for a layer that the model does not have, a block of another name,
-        and see `models.squeeze.squeezed`.
+      ValueError: for a layer that the model does not have, and see
+        `models.squeeze.squeezed`.
 
     Example:
       >>> config = BertConfig(width=8, heads=2, layers=2, ffn=16)
@@ -85,23 +83,18 @@ def bert(
 
     Differs: MPNet's table of relative positions is not trained.
     """
-    squeeze, blocks = dict(squeeze or {}), dict(blocks or {})
-    for layer in (*squeeze, *blocks):
+    squeeze = dict(squeeze or {})
+    for layer in squeeze:
         if layer not in range(config.layers):
             raise ValueError(
-                f"{'squeeze' if layer in squeeze else 'blocks'} names layer "
-                f"{layer!r}; the layers are 0 to "
+                f"squeeze names layer {layer!r}; the layers are 0 to "
                 f"{config.layers - 1}. (The SFT paper counts from 1: its split l is "
                 "layer l - 1 here.)"
             )
     stages = [embed(config, dtype=dtype)]
     for layer in range(config.layers):
         stages.append(attention(config, layer, dtype=dtype))
-        block = blocks.get(layer) or ffn(config, layer, dtype=dtype)
-        if block.name != f"layer_{layer}/ffn":
-            raise ValueError(
-                f"blocks[{layer}] is {block.name!r}, not 'layer_{layer}/ffn'"
-            )
+        block = ffn(config, layer, dtype=dtype)
         if layer in squeeze:
             stages += squeezed(block, config, squeeze[layer], dtype=dtype)
         else:

@@ -10,6 +10,7 @@ from splitjax.core.tree import Tree
 from splitjax.models.bert_config import BertConfig
 from splitjax.models.dense import Dense
 from splitjax.models.relative_bias import RelativeBias
+from splitjax.models.token_input import check_tokens
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -77,7 +78,9 @@ class Embed(nn.Module):
     def __call__(self, x: Tree, *, train: bool) -> Tree:
         """Sums the embeddings, norms them, drops some."""
         c = self.config
-        ids, mask = _checked(x, c)
+        maybe = ("types",) if c.types else ()
+        check_tokens(x, f"a {c.family}", maybe=maybe, longest=c.longest)
+        ids, mask = x["ids"], x["mask"]
         init = nn.initializers.normal(c.init_std)
 
         def table(rows, name):
@@ -155,25 +158,3 @@ class Ffn(nn.Module):
         y = nn.Dropout(c.dropout)(y, deterministic=not train)
         y = y + h if self.skip else y
         return {**x, "h": Norm(c.eps, self.dtype, name="norm")(y)}
-
-
-def _checked(x: Tree, config: BertConfig) -> tuple[jax.Array, jax.Array]:
-    wanted = {"ids", "mask", "types"} if config.types else {"ids", "mask"}
-    if not isinstance(x, dict) or not {"ids", "mask"} <= set(x) <= wanted:
-        found = sorted(x) if isinstance(x, dict) else type(x).__name__
-        raise ValueError(
-            f"the {config.family} embedding reads a dict of {sorted(wanted)} "
-            f"('types' may be absent): {found}"
-        )
-    ids, mask = x["ids"], x["mask"]
-    if ids.ndim != 2 or mask.shape != ids.shape or mask.dtype != jnp.bool_:
-        raise ValueError(
-            "ids are int (B, T) and the mask is bool (B, T): "
-            f"{ids.dtype} {ids.shape} and {mask.dtype} {mask.shape}"
-        )
-    if ids.shape[1] > config.longest:
-        raise ValueError(
-            f"{ids.shape[1]} tokens do not fit {config.longest} positions: truncate "
-            "the text"
-        )
-    return ids, mask

@@ -4,8 +4,10 @@ import dataclasses
 from typing import Any
 
 from splitjax.core.tree import nearest
+from splitjax.models.config_fields import check_only, family_in
 
 FAMILIES = ("bert", "mpnet")
+ONLY = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,17 +88,8 @@ def from_json(fields: dict[str, Any]) -> BertConfig:
       ...     "max_position_embeddings": 16}).first_position
       2
     """
-    family = fields.get("model_type", "")
-    if family not in FAMILIES:
-        raise ValueError(
-            f"config.json has model_type {family!r}: {nearest(family, FAMILIES)}"
-        )
-    only = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
-    for name, value in only.items():
-        if fields.get(name, value) != value:
-            raise ValueError(
-                f"config.json has {name} {fields[name]!r}; only {value!r} is built here"
-            )
+    family = family_in(fields, FAMILIES)
+    check_only(fields, ONLY)
     mpnet = family == "mpnet"
     return BertConfig(
         family=family,

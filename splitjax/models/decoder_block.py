@@ -1,5 +1,6 @@
 """The pieces of a decoder: embeddings, attention with a memory, feed-forward block."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from splitjax.models.decoder_config import DecoderConfig
 from splitjax.models.dense import Dense
 from splitjax.models.lookup import Lookup
 from splitjax.models.rope import rotate
+from splitjax.models.token_input import check_tokens
 
 
 class RmsNorm(nn.Module):
@@ -77,7 +79,8 @@ class Embed(nn.Module):
     def __call__(self, x: Tree, *, train: bool) -> Tree:
         """Looks tokens up, adds their places, drops some."""
         c = self.config
-        ids, mask = _checked(x, c)
+        check_tokens(x, "a decoder", longest=c.positions)
+        ids, mask = x["ids"], x["mask"]
         h = Lookup(c.vocab, c.width, c.init_std, name="word")(ids)
         if c.family == "gpt2":
             places = jnp.cumsum(mask, 1, dtype=jnp.int32) - 1
@@ -175,30 +178,28 @@ class Ffn(nn.Module):
     def __call__(self, x: Tree, *, train: bool) -> Tree:
         """Maps {"h": (B, T, D), "mask"} to the same."""
         c = self.config
-        y = norm(c, self.dtype)(x["h"])
-        inner = dense(c, c.ffn, "wi", self.dtype)(y)
-        if c.family == "gpt2":
-            inner = jax.nn.gelu(inner, approximate=True)
-        else:
-            inner = jax.nn.silu(dense(c, c.ffn, "gate", self.dtype)(y)) * inner
-        y = dense(c, c.width, "wo", self.dtype)(inner)
+
+        def layer(features, name):
+            return dense(c, features, name, self.dtype)
+
+        y = feed_forward(c, layer, norm(c, self.dtype)(x["h"]))
         y = nn.Dropout(c.dropout)(y, deterministic=not train)
         return {**x, "h": x["h"] + y}
 
 
-def _checked(x: Tree, config: DecoderConfig) -> tuple[jax.Array, jax.Array]:
-    if not isinstance(x, dict) or set(x) != {"ids", "mask"}:
-        found = sorted(x) if isinstance(x, dict) else type(x).__name__
-        raise ValueError(f"a decoder reads a dict of ids and mask: {found}")
-    ids, mask = x["ids"], x["mask"]
-    if ids.ndim != 2 or mask.shape != ids.shape or mask.dtype != jnp.bool_:
-        raise ValueError(
-            "ids are int (B, T) and the mask is bool (B, T): "
-            f"{ids.dtype} {ids.shape} and {mask.dtype} {mask.shape}"
-        )
-    if ids.shape[1] > config.positions:
-        raise ValueError(
-            f"{ids.shape[1]} tokens do not fit {config.positions} positions: cut the "
-            "text into shorter windows"
-        )
-    return ids, mask
+def feed_forward(
+    config: DecoderConfig, layer: Callable[[int, str], nn.Module], y: jax.Array
+) -> jax.Array:
+    """wo(gelu(wi(y))), or for llama wo(silu(gate(y)) * wi(y)).
+
+    Args:
+      config: the model's.
+      layer: `(features, name) -> layer`: dense ones, or those of experts.
+      y: (..., D).
+    """
+    inner = layer(config.ffn, "wi")(y)
+    if config.family == "gpt2":
+        inner = jax.nn.gelu(inner, approximate=True)
+    else:
+        inner = jax.nn.silu(layer(config.ffn, "gate")(y)) * inner
+    return layer(config.width, "wo")(inner)

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from splitjax.core.tree import nearest
+from splitjax.models.config_fields import check_only, family_in
 
 FAMILIES = ("gpt2", "llama")
 
@@ -97,16 +98,8 @@ def from_json(fields: dict[str, Any]) -> DecoderConfig:
       >>> from_json(fields).ffn
       16
     """
-    family = fields.get("model_type", "")
-    if family not in FAMILIES:
-        raise ValueError(
-            f"config.json has model_type {family!r}: {nearest(family, FAMILIES)}"
-        )
-    for name, value in ONLY[family].items():
-        if fields.get(name, value) != value:
-            raise ValueError(
-                f"config.json has {name} {fields[name]!r}; only {value!r} is built here"
-            )
+    family = family_in(fields, FAMILIES)
+    check_only(fields, ONLY[family])
     return (_gpt2 if family == "gpt2" else _llama)(fields)
 
 

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from splitjax.core.tree import nearest
 from splitjax.models import (
     bert_config,
     bert_table,
@@ -15,6 +14,7 @@ from splitjax.models import (
     vit_config,
     vit_table,
 )
+from splitjax.models.config_fields import family_in
 from splitjax.models.name_table import Entry
 
 
@@ -88,8 +88,4 @@ def family_of(name: str) -> Family:
       ...
       ValueError: config.json has model_type 'gpt3': did you mean 'gpt2'? ...
     """
-    if name not in FAMILIES:
-        raise ValueError(
-            f"config.json has model_type {name!r}: {nearest(name, tuple(FAMILIES))}"
-        )
-    return FAMILIES[name]
+    return FAMILIES[family_in({"model_type": name}, tuple(FAMILIES))]

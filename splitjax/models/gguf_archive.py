@@ -11,6 +11,20 @@ from splitjax.models.decoder_table import gguf_entries
 from splitjax.models.name_table import leaves_of
 
 
+def gguf_config(path: str | pathlib.Path, *, tied: bool | None = None) -> DecoderConfig:
+    """The config of an archive, read without its tensors; see `load_gguf`.
+
+    Example:
+      >>> gguf_config("/nowhere")
+      Traceback (most recent call last):
+      ...
+      FileNotFoundError: there is no GGUF file at /nowhere: ...
+    """
+    import gguf
+
+    return _config(path, gguf.GGUFReader(_one(path)), tied)
+
+
 def load_gguf(
     path: str | pathlib.Path, *, tied: bool | None = None
 ) -> tuple[DecoderConfig, Tree]:
@@ -39,6 +53,20 @@ def load_gguf(
     import gguf
 
     reader = gguf.GGUFReader(_one(path))
+    config = _config(path, reader, tied)
+    table = gguf_entries(config)
+    known = {name for entry in table for name in (entry.tensor, entry.instead)}
+    names = {tensor.name for tensor in reader.tensors}
+    if strange := sorted(names - known):
+        raise ValueError(f"{path} has tensors of no part of the model: {strange}")
+    tensors: dict[str, np.ndarray] = {
+        tensor.name: gguf.dequantize(tensor.data, tensor.tensor_type)
+        for tensor in reader.tensors
+    }
+    return config, leaves_of(table, tensors)
+
+
+def _config(path: str | pathlib.Path, reader: Any, tied: bool | None) -> DecoderConfig:
     facts = _Facts(reader.fields)
     shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
     if "rope_freqs.weight" in shapes or facts.get("rope.scaling.type", "none") != (
@@ -69,15 +97,7 @@ def load_gguf(
                 f"{path} has {name} {facts[name]}; only {config.head_width}, the width "
                 "by the heads, is built here"
             )
-    table = gguf_entries(config)
-    known = {name for entry in table for name in (entry.tensor, entry.instead)}
-    if strange := sorted(set(shapes) - known):
-        raise ValueError(f"{path} has tensors of no part of the model: {strange}")
-    tensors: dict[str, np.ndarray] = {
-        tensor.name: gguf.dequantize(tensor.data, tensor.tensor_type)
-        for tensor in reader.tensors
-    }
-    return config, leaves_of(table, tensors)
+    return config
 
 
 def _one(path: str | pathlib.Path) -> pathlib.Path:

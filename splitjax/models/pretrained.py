@@ -10,7 +10,7 @@ from absl import logging
 
 from splitjax.core.factor import materialize
 from splitjax.core.keys import fold
-from splitjax.core.stage import Stage, output_spec
+from splitjax.core.stage import Stage, output_spec, ties
 from splitjax.core.tree import Tree, path_name, spec_of
 from splitjax.models.families import family_of
 from splitjax.models.folder import read_config as read_config
@@ -120,8 +120,7 @@ def start(
         params[stage.name], state[stage.name] = made
         _check(stage.name, want, params[stage.name])
         _check(stage.name, rest, state[stage.name])
-        ties = {other: params[other] for other in stage.reads}
-        spec = output_spec(stage, *made, spec, **({"tied": ties} if ties else {}))
+        spec = output_spec(stage, *made, spec, **ties(stage, params))
     return params, state
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from splitjax.core.keys import fold
-from splitjax.core.stage import Stage, join, output_spec
+from splitjax.core.stage import Stage, join, output_spec, ties
 from splitjax.core.tree import Tree
 
 
@@ -44,9 +44,7 @@ def session(stages: Sequence[Stage], params: Tree, state: Tree, spec: Tree) -> T
     for stage in join(stages).stages:
         own, kept = params[stage.name], state[stage.name]
         out[stage.name] = stage.start(own, spec) if stage.start else kept
-        ties = {other: params[other] for other in stage.reads}
-        extra = {"tied": ties} if ties else {}
-        spec = output_spec(stage, own, kept, spec, **extra)
+        spec = output_spec(stage, own, kept, spec, **ties(stage, params))
     return out
 
 

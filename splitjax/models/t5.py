@@ -73,43 +73,33 @@ def decoder_embed(config: T5Config, *, dtype: Any = jnp.float32) -> Stage:
       ('encoder/embed',)
     """
 
-    def moved(x, h, key, train):
+    table = Lookup(config.vocab, config.width, config.init_factor, name="word")
+    owner = ("encoder/embed",) if config.shared else ()
+
+    def init(key, spec):
+        if config.shared:
+            return {}, {}
+        ids = jax.ShapeDtypeStruct(spec["decoder_ids"].shape, jnp.int32)
+        return {"word": table.lazy_init(fold(key, "params"), ids)["params"]}, {}
+
+    def apply(params, state, x, *, key, train, tied: Any = None):
+        held = tied["encoder/embed"] if config.shared else params
+        h: Any = table.apply({"params": held["word"]}, x["decoder_ids"])
         keep = 1 - config.dropout
         if train and config.dropout:
             if key is None:
                 raise ValueError("dropout draws by chance: training needs a key")
             kept = jax.random.bernoulli(fold(key, "dropout"), keep, h.shape)
             h = jnp.where(kept, h / keep, 0)
-        return {
+        moved = {
             "h": h.astype(dtype),
             "mask": x["decoder_mask"],
             "side": x["h"],
             "side_mask": x["mask"],
         }
+        return moved, state, {}
 
-    table = Lookup(config.vocab, config.width, config.init_factor, name="word")
-    if config.shared:
-
-        def read(params, state, x, *, key, train, tied):
-            del params
-            word = {"params": tied["encoder/embed"]["word"]}
-            h = table.apply(word, x["decoder_ids"])
-            return moved(x, h, key, train), state, {}
-
-        none = ({}, {})
-        return Stage(
-            "decoder/embed", lambda key, spec: none, read, reads=("encoder/embed",)
-        )
-
-    def init(key, spec):
-        ids = jax.ShapeDtypeStruct(spec["decoder_ids"].shape, jnp.int32)
-        return {"word": table.lazy_init(fold(key, "params"), ids)["params"]}, {}
-
-    def apply(params, state, x, *, key, train):
-        h = table.apply({"params": params["word"]}, x["decoder_ids"])
-        return moved(x, h, key, train), state, {}
-
-    return Stage("decoder/embed", init, apply)
+    return Stage("decoder/embed", init, apply, reads=owner)
 
 
 def head(config: T5Config) -> Stage:

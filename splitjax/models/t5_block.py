@@ -12,8 +12,9 @@ from splitjax.models.dense import Dense
 from splitjax.models.lookup import Lookup
 from splitjax.models.relative_bias import RelativeBias
 from splitjax.models.t5_config import T5Config
+from splitjax.models.token_input import PAIR, check_tokens
 
-INPUT = {"ids", "mask", "decoder_ids", "decoder_mask"}
+PAIRS = (PAIR, ("decoder_ids", "decoder_mask"))
 
 
 def dense(config: T5Config, features: int, name: str, dtype: Any, *, fan: int) -> Dense:
@@ -40,7 +41,12 @@ class Embed(nn.Module):
     def __call__(self, x: Tree, *, train: bool) -> Tree:
         """Looks the encoder's tokens up; the decoder's go along."""
         c = self.config
-        _check(x)
+        check_tokens(x, "T5", pairs=PAIRS)
+        if len(x["ids"]) != len(x["decoder_ids"]):
+            raise ValueError(
+                f"{len(x['ids'])} texts for the encoder and {len(x['decoder_ids'])} "
+                "for the decoder: give pairs"
+            )
         h = Lookup(c.vocab, c.width, c.init_factor, name="word")(x["ids"])
         h = nn.Dropout(c.dropout)(h, deterministic=not train).astype(self.dtype)
         rest = {name: x[name] for name in ("mask", "decoder_ids", "decoder_mask")}
@@ -136,21 +142,3 @@ class FinalNorm(nn.Module):
         c, h = self.config, x["h"]
         h = RmsNorm(c.eps, h.dtype, name="norm")(h)
         return {**x, "h": nn.Dropout(c.dropout)(h, deterministic=not train)}
-
-
-def _check(x: Tree) -> None:
-    if not isinstance(x, dict) or set(x) != INPUT:
-        found = sorted(x) if isinstance(x, dict) else type(x).__name__
-        raise ValueError(f"T5 reads a dict of {sorted(INPUT)}: {found}")
-    for ids, mask in (("ids", "mask"), ("decoder_ids", "decoder_mask")):
-        a, b = x[ids], x[mask]
-        if a.ndim != 2 or b.shape != a.shape or b.dtype != jnp.bool_:
-            raise ValueError(
-                f"{ids} are int (B, T) and {mask} is bool (B, T): {a.dtype} {a.shape} "
-                f"and {b.dtype} {b.shape}"
-            )
-    if len(x["ids"]) != len(x["decoder_ids"]):
-        raise ValueError(
-            f"{len(x['ids'])} texts for the encoder and {len(x['decoder_ids'])} for "
-            "the decoder: give pairs"
-        )

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from splitjax.models.config_fields import family_in
+
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
@@ -72,10 +74,7 @@ def from_json(fields: dict[str, Any]) -> T5Config:
       ...     "num_heads": 2, "num_layers": 1, "d_ff": 16}).decoder_layers
       1
     """
-    if fields.get("model_type") != "t5":
-        raise ValueError(
-            f"config.json has model_type {fields.get('model_type')!r}; expected 't5'"
-        )
+    family_in(fields, ("t5",))
     kind = fields.get("feed_forward_proj", "relu")
     if kind not in KINDS:
         raise ValueError(

@@ -27,8 +27,7 @@ def upcycle(
 
     Args:
       ffn: of a dense block: submodules with `kernel` (I, J) and `bias` (J,), "wo" the
-        last of them, and others, as "norm", which stay. A gated block has "wi_0" and
-        "wi_1".
+        last of them, and others, as "norm", which stay. A gated block has "gate" too.
       experts: E.
       key: of the router's kernel.
       plans: a plan for each kernel: it is decomposed, and its central core stored

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from splitjax.models.config_fields import check_only, family_in
+
 
 @dataclasses.dataclass(frozen=True)
 class VitConfig:
@@ -80,15 +82,8 @@ def from_json(fields: dict[str, Any]) -> VitConfig:
       >>> from_json({"model_type": "vit", "patch_size": 32}).tokens
       50
     """
-    if fields.get("model_type") != "vit":
-        raise ValueError(
-            f"config.json has model_type {fields.get('model_type')!r}; expected 'vit'"
-        )
-    for name, value in ONLY.items():
-        if fields.get(name, value) != value:
-            raise ValueError(
-                f"config.json has {name} {fields[name]!r}; only {value!r} is built here"
-            )
+    family_in(fields, ("vit",))
+    check_only(fields, ONLY)
     names = fields.get("id2label")
     return VitConfig(
         size=fields.get("image_size", 224),

@@ -1,33 +1,25 @@
 """Fine-tuning on a mixture of tasks, with experts in the feed-forward blocks."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import jax
 import numpy as np
-import optax
 
 from splitjax import data
-from splitjax.core.keys import fold
 from splitjax.core.stage import Stage
 from splitjax.core.tree import Tree
 from splitjax.data.batches import model_inputs
-from splitjax.factors.mpo_plan import MpoPlan, mpo_plan
 from splitjax.metrics.grouped import grouped_accuracy, grouped_cross_entropy
-from splitjax.models.bert import bert
 from splitjax.models.bert_config import BertConfig
-from splitjax.models.moe import Moe, moe_ffn
-from splitjax.models.upcycle import upcycle
-from splitjax.optim.mask import mask_updates
-from splitjax.train.cut_experiment import DTYPES
-from splitjax.train.experiment import Parts, check, option
+from splitjax.train.experiment import Parts, option
+from splitjax.train.expert_options import FFN, ExpertOptions
 from splitjax.train.finetune import Finetune
 from splitjax.train.task import Task
 
-FFN = ("dense", "moe", "mpoe")
-
 
 @dataclasses.dataclass
-class Mixture(Finetune):
+class Mixture(Finetune, ExpertOptions):
     """Options of a run on several tasks at once; the system it stands for is MPOE.
 
     All tasks are classifications of one sequence (one text or two), and share the model
@@ -40,16 +32,6 @@ class Mixture(Finetune):
     squeeze: bool = option(False, "not with experts: take after=('layer_2',)")
     limit: int = option(0, "training examples of each task at most, drawn by chance")
     ffn: str = option("mpoe", f"the feed-forward blocks: one of {FFN}")
-    experts: int = option(8, "in each block")
-    router: str = option("top1_st", "'top1_st', 'top1_scale' or 'top2'")
-    capacity: float = option(1.25, "places in training, in parts of an even share")
-    eval_capacity: float = option(2.0, "places in evaluation, likewise")
-    balance: float = option(1e-2, "weight of the load-balance loss")
-    group: str = option("batch", "whose tokens share places: 'batch' or 'sequence'")
-    max_bond: int = option(0, "of 'mpoe': the largest bond; 0: exact")
-    mask: float = option(
-        0.875, "of 'mpoe': the share of updates that shared cores leave out; 1 - 1/E"
-    )
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -59,18 +41,12 @@ class Mixture(Finetune):
     def validate(self) -> None:
         """Raises a ValueError for options that make no sense."""
         super().validate()
-        check(self.ffn, "ffn", FFN)
-        self._moe()
         if len(set(self.tasks)) < len(self.tasks) or not all(self.tasks):
             raise ValueError(f"task={self.task!r}: names with '+' between, each once")
         if self.squeeze:
             raise ValueError("squeeze=True: a mixture is cut after=('layer_2',) or so")
         if (self.head or "classification") != "classification":
             raise ValueError(f"head={self.head!r}: a mixture has 'classification'")
-        if not 0 <= self.mask <= 1:
-            raise ValueError(f"mask={self.mask}: a probability, from 0 to 1")
-        if self.max_bond < 0:
-            raise ValueError(f"max_bond={self.max_bond}: 1 or more; 0: full bonds")
 
     def parts(self, seed: int, *, weights: bool = True) -> Parts:
         """Builds model, data and optimizer."""
@@ -82,11 +58,11 @@ class Mixture(Finetune):
         classes = max(table.classes for table in tables)
         if self.limit:
             tables = [_drawn(table, self.limit) for table in tables]
-        train = self._merged(tables, classes, seed)
-        dev = [
+        train = self._merged(self._encoded(tables), classes, seed)
+        dev = self._encoded(
             self._table("dev", table.classes, task)
             for task, table in zip(self.tasks, tables, strict=True)
-        ]
+        )
         evals = {"dev": self._merged(dev, classes, seed)}
         for index, task in enumerate(self.tasks):
             evals[task] = self._merged([dev[index]], classes, seed, first=index)
@@ -106,19 +82,14 @@ class Mixture(Finetune):
             facts=facts,
         )
 
-    def tx(self, steps: int) -> optax.GradientTransformation:
-        """The optimizer; with shared cores, their updates are left out by chance."""
-        whole = super().tx(steps)
-        if self.ffn != "mpoe" or not self.mask:
-            return whole
-        key = fold(jax.random.key(0), "mask")
-        return mask_updates(whole, r".*/central", self.mask, key=key)
+    def _encoded(self, tables: Iterable[data.Table]) -> list[data.Encoded]:
+        """Tables in tokens."""
+        return [self.encode(table, "classification") for table in tables]
 
     def _merged(
-        self, tables: list[data.Table], classes: int, seed: int, *, first: int = 0
+        self, each: list[data.Encoded], classes: int, seed: int, *, first: int = 0
     ) -> data.Batches:
-        """Tables in tokens, one after the other; labels are task * classes + class."""
-        each = [self.encode(table, "classification") for table in tables]
+        """Tables one after the other; labels are task * classes + class."""
         ids = [row for one in each for row in one.ids[0]]
         types = None
         if any(one.types is not None for one in each):
@@ -135,41 +106,12 @@ class Mixture(Finetune):
     def _about(self, classes: int) -> Task:
         return Task("accuracy", ("dev",), grouped_cross_entropy(len(self.tasks)))
 
-    def _moe(self) -> Moe:
-        names = [field.name for field in dataclasses.fields(Moe)]
-        return Moe(**{name: getattr(self, name) for name in names})
-
-    def _plans(self, config: BertConfig) -> dict[str, MpoPlan] | None:
-        if self.ffn != "mpoe":
-            return None
-        d, f, most = config.width, config.ffn, self.max_bond or None
-        return {
-            "wi": mpo_plan(d, f, max_bond=most),
-            "wo": mpo_plan(f, d, max_bond=most),
-        }
-
     def _bert(self, config: BertConfig, head: tuple[Stage, ...]) -> tuple[Stage, ...]:
-        dtype = DTYPES[self.dtype]
-        if self.ffn == "dense":
-            return bert(config, head, dtype=dtype)
-        moe, plans = self._moe(), self._plans(config)
-        blocks = {
-            layer: moe_ffn(config, layer, moe, plans=plans, dtype=dtype)
-            for layer in range(config.layers)
-        }
-        return bert(config, head, blocks=blocks, dtype=dtype)
+        return self.with_experts(super()._bert(config, head), config)
 
     def _given(self, config: BertConfig, pairs: bool, key: jax.Array) -> Tree:
         """Pretrained parameters, each feed-forward block copied to the experts."""
-        given = super()._given(config, pairs, key)
-        if self.ffn == "dense":
-            return given
-        plans = self._plans(config)
-        for layer in range(config.layers):
-            name = f"layer_{layer}/ffn"
-            more = {"key": fold(key, name), "plans": plans, "std": config.init_std}
-            given[name] = upcycle(given[name], self.experts, **more)
-        return given
+        return self.upcycled(super()._given(config, pairs, key), config, key)
 
 
 def _drawn(table: data.Table, count: int) -> data.Table:

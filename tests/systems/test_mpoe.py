@@ -16,6 +16,7 @@ from jax.sharding import AxisType, NamedSharding
 from splitjax.core.cut import cut
 from splitjax.core.factor import dot, materialize
 from splitjax.core.split import Split
+from splitjax.core.stage import substitute
 from splitjax.core.tree import path_name
 from splitjax.factors.mpo import Mpo, MpoExperts
 from splitjax.factors.mpo_fit import fit, share
@@ -25,7 +26,8 @@ from splitjax.models import router as routers
 from splitjax.models.bert import bert, ffn
 from splitjax.models.bert_block import Norm
 from splitjax.models.bert_config import BertConfig
-from splitjax.models.moe import Moe, MoeFfn, moe_ffn
+from splitjax.models.experts import Moe
+from splitjax.models.moe import MoeFfn, moe_ffn
 from splitjax.models.upcycle import expert_specs, upcycle
 from splitjax.optim.mask import mask_updates
 
@@ -96,7 +98,7 @@ def test_f4_upcycled_is_the_dense_block(dense, kind, router, same):
 def test_f4_a_whole_model_upcycled_is_the_dense_model():
     """As its pretrained start, staged; in training the second expert may be absent."""
     plain = bert(CONFIG)
-    experts = bert(CONFIG, blocks={0: moe_ffn(CONFIG, 0, Moe(router="top2", **AMPLE))})
+    experts = substitute(plain, moe_ffn(CONFIG, 0, Moe(router="top2", **AMPLE)))
     x = {"ids": jnp.arange(B * T).reshape(B, T), "mask": X["mask"]}
 
     def run(stages, params, train):
@@ -392,13 +394,13 @@ def test_g_first_choices_have_places_before_second_ones():
 
 
 def test_g_a_gated_block_needs_a_plan_for_each_kernel(dense):
-    gated = {"wi_0": dense[0]["wi"], "wi_1": dense[0]["wi"], "wo": dense[0]["wo"]}
+    gated = {"gate": dense[0]["wi"], "wi": dense[0]["wi"], "wo": dense[0]["wo"]}
     with pytest.raises(ValueError, match="a gated block has two first ones"):
         upcycle(gated, E, key=KEY, plans=PLANS)
-    plans = {"wi_0": PLANS["wi"], "wi_1": PLANS["wi"], "wo": PLANS["wo"]}
+    plans = {"gate": PLANS["wi"], **PLANS}
     made = upcycle(gated, E, key=KEY, plans=plans)
-    assert isinstance(made["wi_1"]["kernel"], MpoExperts)
-    whole = materialize(made)["wi_1"]["kernel"]
+    assert isinstance(made["gate"]["kernel"], MpoExperts)
+    whole = materialize(made)["gate"]["kernel"]
     assert np.allclose(whole, dense[0]["wi"]["kernel"][None], atol=1e-5)
 
 
@@ -423,10 +425,8 @@ def test_g_errors_of_blocks_name_what_is_wrong(dense):
             {**grown(dense), "router": grown(dense, experts=2)["router"]},
             Moe(experts=2),
         )
-    with pytest.raises(ValueError, match="blocks names layer 3"):
-        bert(CONFIG, blocks={3: moe_ffn(CONFIG, 3, Moe())})
-    with pytest.raises(ValueError, match="'layer_1/ffn', not 'layer_0/ffn'"):
-        bert(CONFIG, blocks={0: moe_ffn(CONFIG, 1, Moe())})
+    with pytest.raises(ValueError, match="no stage 'layer_3/ffn' to replace: did you"):
+        substitute(bert(CONFIG), moe_ffn(CONFIG, 3, Moe()))
 
 
 def test_fresh_kernels_share_their_core_where_plans_are_given():

@@ -13,7 +13,8 @@ from splitjax.data.synthetic import toy
 from splitjax.factors.mpo import MpoExperts
 from splitjax.storage import log
 from splitjax.train import loop, mixture_report
-from splitjax.train.mixture import FFN, Mixture
+from splitjax.train.expert_options import FFN
+from splitjax.train.mixture import Mixture
 
 EXPERTS = dict(experts=4, capacity=4.0, eval_capacity=4.0)
 
