@@ -73,6 +73,9 @@ class Windows(Ordered):
       batch_size: windows in one optimizer step.
       length: T.
       seed: of the order.
+      fixed: every epoch has the batches of the first one, in an order of its own.
+      spans: (N, 2) the first symbol that each window reads, and the first that it does
+        not; by default the windows above. None is longer than T.
 
     Raises:
       ValueError: for a batch size or a length below 1.
@@ -84,23 +87,33 @@ class Windows(Ordered):
       ([[0, 1, 2], [3, 4, 0]], [[1, 2, 3], [4, 5, -1]])
     """
 
-    def __init__(self, stream: Stream, batch_size: int, length: int, *, seed: int = 0):
+    def __init__(
+        self,
+        stream: Stream,
+        batch_size: int,
+        length: int,
+        *,
+        seed: int = 0,
+        fixed: bool = False,
+        spans: np.ndarray | None = None,
+    ):
         if length < 1:
             raise ValueError(f"length={length}: it must be 1 or more")
-        super().__init__(-(-(len(stream) - 1) // length), batch_size, seed=seed)
+        if spans is None:
+            first = np.arange(0, len(stream) - 1, length)
+            spans = np.stack([first, np.minimum(first + length, len(stream) - 1)], 1)
+        super().__init__(len(spans), batch_size, seed=seed, fixed=fixed)
         self.stream = stream
         self.length = length
+        self._spans = spans
 
     def _batch(self, rows: np.ndarray, size: int) -> dict:
         ids = np.zeros((size, self.length), np.int32)
         y = np.full((size, self.length), -1, np.int32)
         for place, row in enumerate(rows):
-            start = row * self.length
-            following = self.stream.symbols[start + 1 : start + 1 + self.length]
-            y[place, : len(following)] = following
-            ids[place, : len(following)] = self.stream.symbols[
-                start : start + len(following)
-            ]
+            first, last = self._spans[row]
+            ids[place, : last - first] = self.stream.symbols[first:last]
+            y[place, : last - first] = self.stream.symbols[first + 1 : last + 1]
         index = np.full(size, -1, np.int32)
         index[: len(rows)] = rows
         return {
@@ -118,6 +131,7 @@ def load_stream(
     *,
     tokenizer: Tokenizer | None = None,
     count: int | None = None,
+    fewer: bool = False,
     fetch: bool = True,
 ) -> Stream:
     """One split of a corpus.
@@ -128,6 +142,7 @@ def load_stream(
       split: "train", "dev" or "test".
       tokenizer: of the model; without one the symbols are bytes.
       count: only so many symbols from the start.
+      fewer: whether there may be fewer than `count`.
       fetch: whether to fetch a pinned archive that is missing.
 
     Raises:
@@ -154,7 +169,7 @@ def load_stream(
         if count is not None and len(symbols) < count:
             symbols = tokenizer.ids(content.decode("utf-8", "ignore"))
         symbols = symbols[:count]
-    if count is not None and len(symbols) < count:
+    if count is not None and len(symbols) < count and not fewer:
         raise DataError(
             f"{name} ({split}) has {len(symbols)} symbols, fewer than {count}"
         )

@@ -9,26 +9,38 @@ import optax
 from splitjax.metrics.loss import valid_rows
 
 
-def nats(y: jax.Array, following: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The summed negative log-likelihood of the symbols that follow, and their count.
+def row_nats(y: jax.Array, following: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The negative log-likelihood of the symbols that follow, summed in each row.
 
     Args:
       y: (B, T, V) logits.
       following: (B, T) integer symbols; below 0 where none follows.
 
     Returns:
-      Float32 nats, and an int32 count.
+      (B,) float32 nats, and (B,) int32, how many symbols they are of.
+
+    Example:
+      >>> made, counts = row_nats(jnp.zeros((1, 2, 4)), jnp.array([[3, -1]]))
+      >>> round(float(made[0]), 4), counts.tolist()
+      (1.3863, [1])
+    """
+    there = following >= 0
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        y.astype(jnp.float32), jnp.maximum(following, 0).astype(jnp.int32)
+    )
+    return jnp.where(there, losses, 0).sum(1), there.sum(1, dtype=jnp.int32)
+
+
+def nats(y: jax.Array, following: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sums of `row_nats` over all rows: float32 nats, and an int32 count.
 
     Example:
       >>> total, count = nats(jnp.zeros((1, 2, 4)), jnp.array([[3, -1]]))
       >>> round(float(total), 4), int(count)
       (1.3863, 1)
     """
-    there = following >= 0
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        y.astype(jnp.float32), jnp.maximum(following, 0).astype(jnp.int32)
-    )
-    return jnp.where(there, losses, 0).sum(), there.sum(dtype=jnp.int32)
+    rows, counts = row_nats(y, following)
+    return rows.sum(), counts.sum(dtype=jnp.int32)
 
 
 def perplexity(total: float, count: int) -> float:

@@ -75,10 +75,11 @@ def refuse(attacks: tuple[str, ...], run: Any) -> None:
         )
     name = next(iter(parts.evals))
     [batch] = next(iter(parts.evals[name].epoch(0, shuffle=False)))
-    if "label" in attacks and not np.issubdtype(batch["y"].dtype, np.integer):
+    y = batch["y"]
+    if "label" in attacks and (y.ndim > 1 or not np.issubdtype(y.dtype, np.integer)):
         raise ValueError(
-            f"attack 'label' guesses classes; the labels of {name!r} are "
-            f"{batch['y'].dtype}: leave it out"
+            f"attack 'label' guesses a class of each example; the labels of {name!r} "
+            f"are {y.dtype} {y.shape}: leave it out"
         )
 
 

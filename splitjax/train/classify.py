@@ -14,7 +14,7 @@ from splitjax.core.stage import Stage
 from splitjax.core.tree import Tree, is_float, spec_of
 from splitjax.data.batches import model_inputs
 from splitjax.data.images import statistics
-from splitjax.models import keras_resnet, pretrained
+from splitjax.models import keras_resnet
 from splitjax.models.cnn import cnn
 from splitjax.models.pixels import pixels
 from splitjax.models.resnet import CONFIGS, KERAS, STEMS, resnet
@@ -94,18 +94,11 @@ class Classify(LowRank):
         """All parts but the data: what a cloud builds, who has not seen it."""
         about = task(self.task, facts["classes"])
         stages = self.stages(facts)
-        key, spec = jax.random.key(seed), spec_of(x)
-        if weights:
-            given, known = self._given(facts["classes"])
-            params, state = pretrained.start(
-                stages, given, key=key, spec=spec, statistics=known
-            )
-        else:
 
-            def fresh():
-                return pretrained.start(stages, {}, key=key, spec=spec)
+        def given():
+            return self._given(facts["classes"])
 
-            params, state = jax.eval_shape(fresh)
+        params, state = self.started(stages, seed, x, given if weights else None)
         split = self.split_of(stages, about.loss)
         return self.parts_of(
             split,
@@ -114,7 +107,7 @@ class Classify(LowRank):
             x,
             about=about,
             steps_per_epoch=facts["steps_per_epoch"],
-            width=crossing_width(split.cut, params, state, spec),
+            width=crossing_width(split.cut, params, state, spec_of(x)),
         )
 
     def stages(self, facts: dict) -> tuple[Stage, ...]:

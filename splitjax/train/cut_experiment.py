@@ -14,8 +14,9 @@ from splitjax.core.cut import cut
 from splitjax.core.message import tree_bytes
 from splitjax.core.split import Split
 from splitjax.core.stage import Stage, still
-from splitjax.core.tree import Tree
+from splitjax.core.tree import Tree, spec_of
 from splitjax.metrics.flops import edge_share
+from splitjax.models import pretrained
 from splitjax.privacy import guarded, leak_loss
 from splitjax.train.codec_text import codec_of
 from splitjax.train.experiment import Experiment, Parts, check, option
@@ -56,6 +57,7 @@ class CutExperiment(Experiment):
         *("leak", "edge_dropout"),
     )
     WATCHING: ClassVar[tuple[str, ...]] = (*Experiment.WATCHING, "map_rows")
+    SCORES: ClassVar[dict[str, Callable]] = SCORES  # by what a run may be scored
 
     def validate(self) -> None:
         """Raises a ValueError for options that make no sense."""
@@ -63,7 +65,7 @@ class CutExperiment(Experiment):
         check(self.dtype, "dtype", tuple(DTYPES))
         check(self.label_side, "label_side", ("cloud", "edge"))
         if self.metric:
-            check(self.metric, "metric", tuple(SCORES))
+            check(self.metric, "metric", tuple(self.SCORES))
         if self.send_once and not self.frozen_edge:
             raise ValueError(
                 "send_once=True needs frozen_edge=True: an edge that learns has "
@@ -90,6 +92,31 @@ class CutExperiment(Experiment):
             for text in (self.forward, self.backward)
         )
         return Link(forward, backward)
+
+    def started(
+        self,
+        stages: Sequence[Stage],
+        seed: int,
+        x: Tree,
+        given: Callable[[], tuple[Tree, Tree]] | None,
+    ) -> tuple[Tree, Tree]:
+        """Parameters and state of a model, by stage name.
+
+        Args:
+          stages: the model.
+          seed: of what is not pretrained.
+          x: an input (arrays or specs).
+          given: gives pretrained parameters and statistics; None for specs alone.
+        """
+        key, spec = jax.random.key(seed), spec_of(x)
+        if given is None:
+            return jax.eval_shape(
+                lambda: pretrained.start(stages, {}, key=key, spec=spec)
+            )
+        params, statistics = given()
+        return pretrained.start(
+            stages, params, key=key, spec=spec, statistics=statistics
+        )
 
     def split_of(self, stages: Sequence[Stage], loss: Callable) -> Split:
         """A model cut at this experiment's places, with its links and its loss."""
@@ -158,7 +185,7 @@ class CutExperiment(Experiment):
             algorithm=split_learning(split, tx, micro=self.micro, exact_norm=exact),
             params=owned,
             state=split.cut.partition(state),
-            score=SCORES[self.metric or about.metric],
+            score=self.SCORES[self.metric or about.metric],
             score_name=self.metric or about.metric,
             baseline_width=width if apart else 0,
             setup_bytes=tree_bytes(owned[0]) if apart else 0,
@@ -167,12 +194,17 @@ class CutExperiment(Experiment):
             examples=rows // size * steps_per_epoch * self.batch_size,
         )
 
-    def check_target(self, batch: dict[str, Any]) -> None:
-        """Raises a ValueError for specs of labels that do not fit the batch size."""
-        target, size = batch.get("target"), -(-self.batch_size // self.micro)
+    def check_target(self, batch: dict[str, Any], *rest: int) -> None:
+        """Raises a ValueError for specs of labels that do not fit the batch size.
+
+        Args:
+          batch: the specs.
+          *rest: the shape of one label; of a class or a number there is none.
+        """
+        target, shape = batch.get("target"), (-(-self.batch_size // self.micro), *rest)
         if target is not None and not (
             set(target) == {"y", "n_valid"}
-            and target["y"].shape == (size,)
+            and target["y"].shape == shape
             and target["n_valid"].shape == batch["weight"].shape == ()
         ):
-            raise ValueError(f"a target is y ({size},) and n_valid: {target!s:.200}")
+            raise ValueError(f"a target is y {shape} and n_valid: {target!s:.200}")

@@ -46,8 +46,11 @@ class Parts:
       algorithm: the protocol.
       params: by segment; specs at an edge, whose weights are the cloud's.
       state: by segment, likewise.
-      score: `(predicted, wanted) -> float` on the host.
+      score: `(predicted, wanted) -> float` on the host, of all rows of a data split.
       score_name: what it is called.
+      rows: `(output, wanted) -> (predicted, wanted)` of a batch: what the score needs
+        of them, where that is less; a row for each example.
+      lower_is_better: whether the score falls as a model improves.
       baseline_width: the width of the layer boundary whose float32 traffic the bytes
         are compared with; 0 where there is no cut.
       setup_bytes: what is sent before the first step.
@@ -65,6 +68,8 @@ class Parts:
     state: tuple
     score: Any
     score_name: str
+    rows: Any = None
+    lower_is_better: bool = False
     baseline_width: int = 0
     setup_bytes: int = 0
     send_once: bool = False

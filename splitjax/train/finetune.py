@@ -10,7 +10,7 @@ import numpy as np
 from splitjax import codecs, data
 from splitjax.core.codec import Codec, Link, chain
 from splitjax.core.stage import Stage
-from splitjax.core.tree import Tree, spec_of
+from splitjax.core.tree import Tree
 from splitjax.data.batches import model_inputs
 from splitjax.models import heads, pretrained
 from splitjax.models.bert import bert
@@ -60,16 +60,12 @@ class Finetune(FinetuneOptions):
         config = pretrained.read_config(self.folder())
         made = self._head_stages(head, classes)
         stages = self._bert(config, made)
-        key, spec = jax.random.key(seed), spec_of(x)
-        if weights:
-            given = self._given(config, pairs and head not in TOWERS, key)
-            params, state = pretrained.start(stages, given, key=key, spec=spec)
-        else:
 
-            def fresh():
-                return pretrained.start(stages, {}, key=key, spec=spec)
+        def given():
+            key = jax.random.key(seed)
+            return self._given(config, pairs and head not in TOWERS, key), {}
 
-            params, state = jax.eval_shape(fresh)
+        params, state = self.started(stages, seed, x, given if weights else None)
         return self.parts_of(
             self.split_of(stages, about.loss),
             params,

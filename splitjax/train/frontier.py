@@ -8,7 +8,12 @@ from typing import Any
 
 from splitjax.core.tree import nearest
 from splitjax.train.experiment import Experiment
-from splitjax.train.report import leaks_of, markdown, mean_and_deviation
+from splitjax.train.report import (
+    is_lower_better,
+    leaks_of,
+    markdown,
+    mean_and_deviation,
+)
 
 MOST_POINTS = 24
 
@@ -111,6 +116,7 @@ def row(name: str, summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "value": round(mean, 5),
         "deviation": round(deviation, 5),
         "unit": first["metric_name"],
+        "lower_is_better": is_lower_better(first),
         "each": [s["metric"] for s in summaries],
         "before": next(iter(first["before"].values())),
         "ratio": first["ratio"],
@@ -126,10 +132,13 @@ def row(name: str, summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a Markdown table; the first is the un-split run.
 
-    What attacks found has a column for each figure, where an attack was made.
+    The difference to it is in points, hundredths; but for a score that is no share, as
+    a perplexity. What attacks found has a column for each figure, where an attack was
+    made.
     """
     base = rows[0]["value"]
     unit = rows[0]["unit"]
+    scale, digits = (1, 4) if is_lower_better(rows[0]) else (100, 2)
     head = ("point", unit, "to un-split", "ratio", "edge FLOPs", "before", "seconds")
     leaks = _leaks(rows)
     head += tuple(name.replace("_", " ") for name in leaks)
@@ -138,7 +147,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             r["name"],
             f"{r['value']:.4f}"
             + (f" ± {r['deviation']:.4f}" if r["deviation"] else ""),
-            f"{100 * (r['value'] - base):+.2f}",
+            f"{scale * (r['value'] - base):+.{digits}f}",
             f"{r['ratio']:.1f}x" if r["ratio"] else "-",
             f"{r['edge_share']:.0%}",
             f"{r['before']:.4f}",
@@ -241,9 +250,15 @@ def frontier(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
       >>> rows = [{"ratio": r, "value": v} for r, v in ((9, 1), (5, 3), (4, 2))]
       >>> [r["ratio"] for r in frontier(rows)]
       [5, 9]
+      >>> [r["ratio"] for r in frontier([{**r, "lower_is_better": True} for r in rows])]
+      [9]
     """
+
+    def worth(r):
+        return -r["value"] if is_lower_better(r) else r["value"]
+
     best: list[dict[str, Any]] = []
-    for r in sorted(rows, key=lambda r: (-r["ratio"], -r["value"])):
-        if not best or r["value"] > best[-1]["value"]:
+    for r in sorted(rows, key=lambda r: (-r["ratio"], -worth(r))):
+        if not best or worth(r) > worth(best[-1]):
             best.append(r)
     return best[::-1]

@@ -136,12 +136,17 @@ def tick_batch(batch: dict, total: int) -> dict:
 
 
 def predict(run: Run, batches: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The model's outputs for some batches, through the cut, and what was wanted."""
+    """The model's outputs for some batches, through the cut, and what was wanted.
+
+    Where the experiment has `Parts.rows`, what they make of both.
+    """
     predicted, wanted = [], []
     for [batch] in batches.epoch(0, shuffle=False):
-        out = np.asarray(run.driver.predict(run.state, model_inputs(batch)))
-        predicted.append(out[: batch["n_valid"]])
-        wanted.append(np.asarray(batch["y"])[: batch["n_valid"]])
+        out, y = run.driver.predict(run.state, model_inputs(batch)), batch["y"]
+        if run.parts.rows is not None:
+            out, y = run.parts.rows(out, y)
+        predicted.append(np.asarray(out)[: batch["n_valid"]])
+        wanted.append(np.asarray(y)[: batch["n_valid"]])
     return np.concatenate(predicted), np.concatenate(wanted)
 
 

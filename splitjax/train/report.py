@@ -43,6 +43,7 @@ def summarize(
         "mode": experiment.mode,
         "metric_name": f"{name} {parts.score_name}",
         "metric": scores[name],
+        "lower_is_better": parts.lower_is_better,
         "scores": facts["scores"],
         "before": facts["before"],
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(parts.params)),
@@ -147,7 +148,10 @@ def leaks_of(summary: dict[str, Any]) -> dict[str, float]:
 
 
 def _means(summaries: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Mean and deviation of each mode, and of the paired differences in points."""
+    """Mean and deviation of each mode, and of the paired differences.
+
+    Those are in points, hundredths; but for a score that is no share, as a perplexity.
+    """
     last = {(s["mode"], s["seed"]): s["scores"][-1] for s in summaries}
     splits = tuple(summaries[0]["before"])
     for mode in dict.fromkeys(mode for mode, _ in last):
@@ -162,17 +166,30 @@ def _means(summaries: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
             one, other = last["split", seed], last["unsplit", seed]
             return {name: one[name] - other[name] for name in splits}
 
-        yield "split - unsplit, points", _each(splits, paired, difference, 100)
+        name, scale = "split - unsplit", 1
+        if not is_lower_better(summaries[0]):
+            name, scale = f"{name}, points", 100
+        yield name, _each(splits, paired, difference, scale, sign="+")
 
 
-def _each(splits, seeds, scores, scale) -> str:
+def is_lower_better(summary: dict[str, Any]) -> bool:
+    """Whether the score of a summary, or of a frontier's row, falls as it improves.
+
+    Example:
+      >>> is_lower_better({"metric": 0.5})
+      False
+    """
+    return summary.get("lower_is_better", False)
+
+
+def _each(splits, seeds, scores, scale, sign="") -> str:
     texts = []
     for name in splits:
         values = [scale * scores(seed)[name] for seed in seeds]
         mean, deviation = mean_and_deviation(values)
         digits = 4 if scale == 1 else 2
         spread = f" ± {deviation:.{digits}f}" if len(values) > 1 else ""
-        texts.append(f"{name} {mean:{'' if scale == 1 else '+'}.{digits}f}{spread}")
+        texts.append(f"{name} {mean:{sign}.{digits}f}{spread}")
     return ", ".join(texts)
 
 
