@@ -120,6 +120,35 @@ def tiny_model(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_decoder(tmp_path_factory):
+    """A function to the folder of a random decoder, beside it 1,200 words in text.txt.
+
+    It knows the words of `toy`; of those in the text each is as likely as the others.
+    """
+    import numpy as np
+
+    from splitjax.data.synthetic import write_tokenizer
+    from splitjax.models.decoder import decoder
+    from splitjax.models.decoder_config import DecoderConfig
+    from splitjax.models.export import save
+    from splitjax.models.pretrained import start
+
+    def make(**more) -> pathlib.Path:
+        folder = write_tokenizer(tmp_path_factory.mktemp("decoder") / "model")
+        sizes = dict(width=16, heads=4, kv_heads=2, layers=1, ffn=24, positions=16)
+        config = DecoderConfig(**{**sizes, "vocab": 17, "init_std": 0.3, **more})
+        kinds = {"ids": jax.numpy.int32, "mask": bool}
+        spec = {n: jax.ShapeDtypeStruct((1, 2), kind) for n, kind in kinds.items()}
+        fresh = jax.jit(lambda key: start(decoder(config), {}, key=key, spec=spec)[0])
+        save(folder, config, fresh(jax.random.key(1)))
+        words = np.random.default_rng(0).choice(["red", "dog", "cat", "sky"], 1200)
+        (folder / "text.txt").write_text(" ".join(words))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def tiny_task(tmp_path_factory) -> pathlib.Path:
     """A folder with train.csv (24 texts, two classes) and dev.csv (10)."""
     from splitjax.data.synthetic import toy

@@ -14,9 +14,9 @@ from splitjax.data.batches import model_inputs
 from splitjax.metrics.perplexity import nats, next_symbol, perplexity
 from splitjax.models import pretrained
 from splitjax.models.decoder import decoder
-from splitjax.models.decoder_config import from_json
+from splitjax.models.decoder_config import DecoderConfig, from_json
 from splitjax.models.folder import read_fields
-from splitjax.models.gguf_archive import load_gguf
+from splitjax.models.gguf_archive import gguf_config, load_gguf
 from splitjax.train.experiment import check, option
 
 ARCHIVES = ("smollm2",)
@@ -67,26 +67,67 @@ class Opened:
     tokenizer: data.Tokenizer
 
 
-def open_model(name: str) -> Opened:
-    """A decoder and its tokenizer.
+def folder_of(name: str) -> pathlib.Path:
+    """A decoder's folder.
 
     Args:
       name: one of `ARCHIVES`, which is fetched where it is missing; or a folder with a
         GGUF archive, or as Hugging Face has it.
 
     Raises:
-      FileNotFoundError: when the folder lacks a file.
       ArchiveError: when an archive cannot be had.
+
+    Example:
+      >>> folder_of("mine").name
+      'mine'
+    """
+    if name in ARCHIVES:
+        return data.folder(name, fetch=True)
+    return pathlib.Path(name)
+
+
+def _is_archive(folder: pathlib.Path) -> bool:
+    return any(folder.glob("*.gguf"))
+
+
+def read_config(folder: pathlib.Path, *, tied: bool | None = None) -> DecoderConfig:
+    """The config of a decoder's folder.
+
+    Args:
+      folder: see `folder_of`.
+      tied: whether the head reads the embeddings; None: as the folder has it.
+
+    Raises:
+      FileNotFoundError: when the folder lacks a file.
       ValueError: for a model that is not built here.
     """
-    folder = pathlib.Path(name)
-    if name in ARCHIVES:
-        folder = data.folder(name, fetch=True)
-    if list(folder.glob("*.gguf")):
-        config, params = load_gguf(folder)
-    else:
-        config = from_json(read_fields(folder))
-        params = pretrained.load(folder, config)
+    if _is_archive(folder):
+        return gguf_config(folder, tied=tied)
+    config = from_json(read_fields(folder))
+    return config if tied is None else dataclasses.replace(config, tied=tied)
+
+
+def read_params(folder: pathlib.Path, config: DecoderConfig) -> Tree:
+    """The parameters of a decoder's folder, by stage name.
+
+    Args:
+      folder: see `folder_of`.
+      config: as `read_config` gives it.
+
+    Raises:
+      FileNotFoundError: when the folder lacks a file.
+      ValueError: when the two do not fit.
+    """
+    if _is_archive(folder):
+        return load_gguf(folder, tied=config.tied)[1]
+    return pretrained.load(folder, config)
+
+
+def open_model(name: str) -> Opened:
+    """A decoder and its tokenizer; see `folder_of`, `read_config` and `read_params`."""
+    folder = folder_of(name)
+    config = read_config(folder)
+    params = read_params(folder, config)
     stages = decoder(config)
     kinds = {"ids": jnp.int32, "mask": jnp.bool_}
     spec = {key: jax.ShapeDtypeStruct((1, 2), kind) for key, kind in kinds.items()}

@@ -1,18 +1,13 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from splitjax.core.stage import join
-from splitjax.data.synthetic import write_tokenizer
-from splitjax.models.decoder import decoder
-from splitjax.models.decoder_config import DecoderConfig
-from splitjax.models.export import save
 from splitjax.runtime.local import Local
 from splitjax.train import drivers, loop
 from splitjax.train.finetune import Finetune
+from splitjax.train.next_token import NextToken
 
 OPTIONS = dict(layer=1, rank=4, batch_size=8, max_length=8, epochs=1)
 
@@ -85,17 +80,25 @@ def _watch():
 
 
 @pytest.fixture(scope="session")
-def tiny_language(tmp_path_factory):
-    """The folder of a random decoder that knows the words of `toy`, and a text."""
-    folder = write_tokenizer(tmp_path_factory.mktemp("language") / "model")
-    sizes = dict(width=16, heads=4, kv_heads=2, layers=1, ffn=24, positions=16)
-    config = DecoderConfig(vocab=17, init_std=0.3, **sizes)
-    kinds = {"ids": jnp.int32, "mask": jnp.bool_}
-    spec = {name: jax.ShapeDtypeStruct((1, 2), kind) for name, kind in kinds.items()}
-    params, _ = jax.jit(lambda key: join(decoder(config)).init(key, spec))(
-        jax.random.key(1)
-    )
-    save(folder, config, params)
-    words = np.random.default_rng(0).choice(["red", "dog", "cat", "sky"], 400)
-    (folder / "text.txt").write_text(" ".join(words))
+def tiny_language(tiny_decoder):
+    """The folder of a random decoder of the Llama form, and a text."""
+    folder = tiny_decoder()
     return folder, folder / "text.txt"
+
+
+@pytest.fixture(scope="session")
+def language(tiny_decoder):
+    """A function to a run of such a decoder of a form: three steps of 8 windows."""
+    chance = dict(dropout=0.2, attention_dropout=0.2)
+    folders = {
+        "llama": tiny_decoder(**chance),
+        "gpt2": tiny_decoder(family="gpt2", kv_heads=4, **chance),
+    }
+
+    def make(family="llama", **more) -> NextToken:
+        folder = str(folders[family])
+        given = dict(task=f"{folder}/text.txt", model=folder, eval_limit=0)
+        sizes = dict(window=8, batch_size=8, limit=24, epochs=1)
+        return NextToken(**{**given, **sizes, **more})
+
+    return make

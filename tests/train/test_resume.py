@@ -8,8 +8,12 @@ from splitjax.storage import log
 from splitjax.train import loop
 
 # Two epochs of three steps, with chance wherever there can be some.
-CHANCE = dict(
-    epochs=2, micro=2, forward_bits=8, backward_bits=3, eval_every=1, bridge="pca"
+CHANCE = dict(epochs=2, micro=2, eval_every=1)
+ENCODER = dict(forward_bits=8, backward_bits=3, bridge="pca")
+DECODER = dict(
+    after=("embed", "layer_0/attention"),
+    forward="quantize(8)",
+    backward="quantize(3, rounding='stochastic')",
 )
 
 
@@ -17,9 +21,11 @@ class PowerCut(Exception):
     pass
 
 
-@pytest.fixture(scope="module")
-def experiment(options, tiny_model, tmp_path_factory):
+@pytest.fixture(scope="module", params=["encoder", "decoder"])
+def experiment(request, options, language, tiny_model, tmp_path_factory):
     """A function to the experiment; its model has dropout."""
+    if request.param == "decoder":
+        return lambda **more: language("gpt2", **CHANCE, **DECODER, **more)
     config = (tiny_model / "config.json").read_text()
     folder = tmp_path_factory.mktemp("dropout")
     for path in tiny_model.iterdir():
@@ -29,7 +35,7 @@ def experiment(options, tiny_model, tmp_path_factory):
         assert f'"{name}": 0.0' in config
         config = config.replace(f'"{name}": 0.0', f'"{name}": 0.2')
     (folder / "config.json").write_text(config)
-    return lambda **more: options(model=str(folder), **CHANCE, **more)
+    return lambda **more: options(model=str(folder), **CHANCE, **ENCODER, **more)
 
 
 @pytest.fixture(scope="module")
