@@ -62,6 +62,19 @@ def perplexity(total: float, count: int) -> float:
     return math.exp(total / count)
 
 
+def bits(total: float, count: int) -> float:
+    """Bits of one symbol: log2 of the perplexity. On bytes enwik8 is scored by it.
+
+    Raises:
+      ValueError: when nothing was predicted.
+
+    Example:
+      >>> round(bits(3 * math.log(2.0), 3), 6)
+      1.0
+    """
+    return math.log2(perplexity(total, count))
+
+
 def next_symbol(y: jax.Array, target: dict) -> tuple[jax.Array, dict]:
     """A loss: the mean over valid rows of the mean nats of each row's symbols.
 

@@ -11,6 +11,7 @@ from splitjax.train import flags, frontier
 from splitjax.train.experiment import Experiment
 from splitjax.train.hijack_options import Hijack
 from splitjax.train.language import ARCHIVES, Language
+from splitjax.train.next_token import NextToken
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
@@ -25,8 +26,10 @@ def test_a_config_makes_sense(name):
     experiment = flags.load(str(ROOT / "configs" / name))
     assert isinstance(experiment, Experiment | Hijack | Language)
     experiment.validate()
-    if isinstance(experiment, Language):
-        assert experiment.model in ARCHIVES and experiment.corpus in CORPORA
+    is_scored = isinstance(experiment, Language)
+    if is_scored or isinstance(experiment, NextToken):
+        text = experiment.corpus if is_scored else experiment.task
+        assert experiment.model in ARCHIVES and text in CORPORA
         return
     known = {*BENCHMARKS, *GLUE, *IMAGES, "digits"}
     assert set(experiment.task.split("+")) <= known

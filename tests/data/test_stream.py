@@ -45,6 +45,19 @@ def test_the_order_is_of_the_seed_and_slots_share_the_windows():
     assert sorted(parts[0] + parts[1]) == list(range(20))
 
 
+def test_windows_may_be_spans_and_epochs_may_have_the_same_batches():
+    stream = Stream("mine", "train", np.arange(9), 9)
+    made = Windows(stream, 2, 3, spans=np.array([[0, 2], [5, 8]]))
+    [[batch]] = made.epoch(0, shuffle=False)
+    assert batch["ids"].tolist() == [[0, 1, 0], [5, 6, 7]]
+    assert batch["y"].tolist() == [[1, 2, -1], [6, 7, 8]]
+    fixed = Windows(Stream("mine", "train", np.arange(90), 90), 2, 3, fixed=True)
+    first, other = (
+        [tuple(batch["index"]) for [batch] in fixed.epoch(number)] for number in (0, 1)
+    )
+    assert first != other and sorted(first) == sorted(other)
+
+
 def test_a_file_is_parted_and_read_as_bytes(tmp_path):
     path = tmp_path / "mine.txt"
     path.write_bytes(bytes(range(200)))
@@ -79,6 +92,8 @@ def test_bad_streams_are_told(tmp_path, tokenizer):
         load_stream(str(path), "train", count=1)
     with pytest.raises(DataError, match="fewer than 900"):
         load_stream(str(path), "train", tokenizer=tokenizer, count=900)
+    made = load_stream(str(path), "train", tokenizer=tokenizer, count=900, fewer=True)
+    assert len(made) == 54
     with pytest.raises(DataError, match=r"mine \(dev\) is \(1,\)"):
         Stream("mine", "dev", np.zeros(1, int), 3)
     with pytest.raises(DataError, match="symbols from 0 to 3; .* 0 to 2"):

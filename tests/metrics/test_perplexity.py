@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from splitjax.metrics.perplexity import nats, next_symbol, perplexity
+from splitjax.metrics.perplexity import bits, nats, next_symbol, perplexity, row_nats
 
 
 @pytest.fixture
@@ -22,7 +22,11 @@ def test_nats_are_summed_where_a_symbol_follows(case):
     total, count = nats(y, following)
     assert float(total) == pytest.approx(losses.sum(), rel=1e-6) and int(count) == 7
     assert perplexity(float(total), 7) == pytest.approx(np.exp(losses.sum() / 7))
+    assert bits(float(total), 7) == pytest.approx(losses.sum() / 7 / np.log(2))
     assert int(nats(y.astype(jnp.bfloat16), following)[1]) == 7
+    rows, counts = row_nats(y, following)
+    np.testing.assert_allclose(rows, losses.sum(1), rtol=1e-6)
+    assert counts.tolist() == [4, 2, 1]
 
 
 def test_the_loss_is_the_mean_of_the_rows_and_reaches_no_gap(case):

@@ -94,6 +94,21 @@ def test_rows_are_means_over_seeds(rows):
     assert "0.7500" in lines[3] and "-10.00" in lines[3] and "120.0x" in lines[3]
 
 
+def test_a_score_that_falls_is_better_when_it_is_lower():
+    made = [
+        frontier.row(name, [{**summary(0, value, ratio), "lower_is_better": True}])
+        for name, value, ratio in (
+            ("unsplit", 12.0, None),
+            ("narrow", 14.5, 90.0),
+            ("wide", 12.5, 30.0),
+            ("worse", 13.0, 20.0),
+        )
+    ]
+    assert [r["name"] for r in frontier.frontier(made[1:])] == ["wide", "narrow"]
+    lines = frontier.table(made).splitlines()
+    assert "+2.5000" in lines[3] and "+0.5000" in lines[4]
+
+
 def test_what_leaks_has_columns_and_a_picture(rows, tmp_path):
     frontier.plot_leaks(rows, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()

@@ -70,6 +70,16 @@ def test_differences_are_paired_by_seed():
     assert last[2] == "dev -2.00 ± 1.41, test +0.00 ± 0.00"
 
 
+def test_differences_of_a_score_that_falls_are_no_points():
+    runs = [
+        {**summary(mode, metric=metric), "lower_is_better": True}
+        for mode, metric in (("split", 13.5), ("unsplit", 12.25))
+    ]
+    last = cells(report.table(runs).splitlines()[-1])
+    assert last[0] == "split - unsplit"
+    assert last[2] == "dev +1.2500, test +0.0000"
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A function to the folder of a run with a log of some losses."""
