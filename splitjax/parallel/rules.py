@@ -54,13 +54,13 @@ ROW = "attention/out|cross/out|wo|conv_2|block[0-9]+/1/conv|hidden_1"
 EVEN, ODD = r"dense_[0-9]*[02468]/dense", r"dense_[0-9]*[13579]/dense"
 RULES = (
     # Experts: their own leaves over "expert", each of them over "tensor" as a block is.
-    Rule("wi/kernel(/base)?", ("expert", None, "tensor")),
+    Rule("(wi|gate)/kernel(/base)?", ("expert", None, "tensor")),
     Rule("wo/kernel(/base)?", ("expert", "tensor", None)),
-    Rule("wi/kernel/[bu]", ("expert", None, "tensor")),
+    Rule("(wi|gate)/kernel/[bu]", ("expert", None, "tensor")),
     Rule("wo/kernel/[av]", ("expert", "tensor", None)),
-    Rule("(wi|wo)/kernel/[avsbu]", ("expert", None, None)),
-    Rule("(wi|wo)/kernel/(left|right)/[0-9]+", ("expert", None, None, None, None)),
-    Rule("wi/bias", ("expert", "tensor")),
+    Rule("(wi|gate|wo)/kernel/[avsbu]", ("expert", None, None)),
+    Rule("(wi|gate|wo)/kernel/(left|right)/[0-9]+", ("expert", None, None, None, None)),
+    Rule("(wi|gate)/bias", ("expert", "tensor")),
     Rule("wo/bias", ("expert", None)),
     # The untied head of a decoder: its logits lie apart, as a table's rows do.
     Rule("head/out/kernel(/base)?", (None, "tensor")),

@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from splitjax.core.factor import factorize
-from splitjax.core.stage import Stage, join
+from splitjax.core.stage import Stage, join, substitute
 from splitjax.core.tree import flat, where
 from splitjax.factors.lora import fit as lora_fit
 from splitjax.factors.low_rank import fit as low_rank_fit
@@ -20,6 +20,7 @@ from splitjax.metrics.collectives import count_collectives
 from splitjax.models import bert, decoder, heads, mlp, moe, resnet, t5, vgg, vit
 from splitjax.models.bert_config import BertConfig
 from splitjax.models.decoder_config import DecoderConfig
+from splitjax.models.experts import Moe
 from splitjax.models.squeeze import Squeeze
 from splitjax.models.t5_config import T5Config
 from splitjax.models.vit_config import VitConfig
@@ -30,6 +31,7 @@ from splitjax.parallel.rules import RULES, Rule, place, place_like, table
 B, T, D = 8, 5, 32
 SIZES = dict(vocab=64, width=D, heads=4, layers=2, ffn=64)
 BERT = BertConfig(**SIZES, positions=16, dropout=0.0, attention_dropout=0.0)
+LLAMA = DecoderConfig(**SIZES, kv_heads=4, tied=False)
 MPNET = BertConfig(**SIZES, positions=16, family="mpnet", types=0, buckets=8)
 
 
@@ -51,8 +53,12 @@ PIXELS = spec(2, 32, 32, 3)
 MODELS = {
     "bert": (bert.bert(BERT, heads.classification(4), squeeze={1: Squeeze(4)}), IDS),
     "mpnet": (bert.bert(MPNET), IDS),
-    "experts": (bert.bert(BERT, blocks={1: moe.moe_ffn(BERT, 1, moe.Moe(4))}), IDS),
-    "decoder": (decoder.decoder(DecoderConfig(**SIZES, kv_heads=4, tied=False)), IDS),
+    "experts": (substitute(bert.bert(BERT), moe.moe_ffn(BERT, 1, Moe(4))), IDS),
+    "decoder": (decoder.decoder(LLAMA), IDS),
+    "gated experts": (
+        substitute(decoder.decoder(LLAMA), moe.moe_ffn(LLAMA, 1, Moe(4))),
+        IDS,
+    ),
     "t5": (t5.t5(T5Config(**SIZES, gated=True, tied=False)), {**IDS, **BOTH}),
     "vit": (vit.vit(VitConfig(layers=1)), spec(2, 224, 224, 3)),
     "vgg": (vgg.vgg(10, blocks=((8, 2), (16, 3)), hidden=(16, 16)), PIXELS),
@@ -86,6 +92,10 @@ CUT = {  # some of what must not be whole, by the mesh's axes
     "decoder": {
         "layer_0/ffn/gate/kernel": P(None, "tensor"),
         "head/out/kernel": P(None, "tensor"),
+    },
+    "gated experts": {
+        "layer_1/ffn/gate/kernel": P(None, None, "tensor"),
+        "layer_1/ffn/wo/kernel": P(None, "tensor"),
     },
     "t5": {
         "decoder/layer_0/cross/out/kernel": P("tensor"),
