@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,13 +12,14 @@ from jax.sharding import Mesh
 from splitjax.core.codec import Link, chain
 from splitjax.core.cut import Cut, cut
 from splitjax.core.split import Loss, Split
-from splitjax.core.stage import Segment, Stage, join
+from splitjax.core.stage import Stage, join
 from splitjax.core.tree import Tree
 from splitjax.parallel.cost import pieces
 from splitjax.parallel.partition import groups
 from splitjax.parallel.place import Place, places
 from splitjax.parallel.schedule import FORWARD, Op, schedule, walk
 from splitjax.parallel.step import Step, programs
+from splitjax.parallel.tie import untied, with_stand_ins
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,6 +133,47 @@ class Pipeline:
           ValueError: for a wrong number of micro-batches or weights, or rows that a
             mesh cannot part.
         """
+        step = self._step(params, state, batches, key, train, weights)
+        for stage, op in walk(self.lists):
+            step.do(stage, op)
+        return step.result()
+
+    def seconds(
+        self,
+        params: tuple,
+        state: tuple,
+        batches: Sequence[tuple[Tree, Tree]],
+        *,
+        key: jax.Array | None = None,
+        train: bool = True,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> dict[tuple[int, str], tuple[float, ...]]:
+        """What each operation takes when nothing else runs.
+
+        Args:
+          params: see `value_and_grad`, as the rest.
+          state: see `value_and_grad`.
+          batches: see `value_and_grad`.
+          key: see `value_and_grad`.
+          train: see `value_and_grad`.
+          clock: in seconds.
+
+        Returns:
+          By stage and kind of operation, a number for each micro-batch. The first ones
+          of a new pipeline compile. What arrives from another stage is counted.
+        """
+        step = self._step(params, state, batches, key, train, None)
+        took: dict[tuple[int, str], tuple[float, ...]] = {}
+        for stage, op in walk(self.lists):
+            step.block()
+            start = clock()
+            step.do(stage, op)
+            step.block()
+            place = stage, op.kind
+            took[place] = (*took.get(place, ()), clock() - start)
+        return took
+
+    def _step(self, params, state, batches, key, train, weights) -> Step:
         n = self.micro
         given = [1 / n] * n if weights is None else list(weights)
         if len(batches) != n or len(given) != n:
@@ -138,10 +181,7 @@ class Pipeline:
                 f"this schedule has {n} micro-batches: {len(batches)} batches and "
                 f"{len(given)} weights"
             )
-        step = Step(self, params, state, batches, key, train, given)
-        for stage, op in walk(self.lists):
-            step.do(stage, op)
-        return step.result()
+        return Step(self, params, state, batches, key, train, given)
 
     @functools.cached_property
     def programs(self) -> tuple[dict[str, Any], ...]:
@@ -219,13 +259,13 @@ def mpmd(
         parts.append(tuple(range(len(ends), len(ends) + len(own))))
         ends += [end for end, _ in own]
         again += [flag for _, flag in own]
-    free = [_untied(stage) for stage in flat.stages]
+    free = [untied(stage) for stage in flat.stages]
     made = cut(
         free, after=[names[end - 1] for end in ends[:-1]], owners=["cloud"] * len(ends)
     )
     reads = {stage.name: stage.reads for stage in flat.stages}
     segments, lent = zip(
-        *(_with_ties(part, reads) for part in made.segments), strict=True
+        *(with_stand_ins(part, reads) for part in made.segments), strict=True
     )
     whole = dataclasses.replace(made, model=flat, segments=segments)
     links = (Link(chain(), chain()),) * (len(segments) - 1)
@@ -247,24 +287,3 @@ def _check_cuts(cuts: Sequence[int], blocks: int) -> None:
             f"cuts={tuple(cuts)}: numbers that increase, from 1 to {blocks - 1} for "
             f"these {blocks} blocks"
         )
-
-
-def _untied(stage: Stage) -> Stage:
-    return dataclasses.replace(stage, reads=()) if stage.reads else stage
-
-
-def _with_ties(part: Segment, reads: dict) -> tuple[Segment, tuple[str, ...]]:
-    """A segment with stages in the place of those that it reads and has not."""
-    there = {stage.name for stage in part.stages}
-    own = [dataclasses.replace(s, reads=reads[s.name]) for s in part.stages]
-    lent = sorted({name for stage in own for name in stage.reads} - there)
-
-    def stand_in(name):
-        return Stage(name, lambda key, spec: ({}, {}), _identity)
-
-    return join([*map(stand_in, lent), *own], name=part.name), tuple(lent)
-
-
-def _identity(params, state, x, *, key, train):
-    del params, key, train
-    return x, state, {}

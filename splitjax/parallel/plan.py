@@ -7,7 +7,8 @@ from typing import Any
 
 from splitjax.parallel.border import Border
 from splitjax.parallel.cost import Block
-from splitjax.parallel.stages import Machine, Plan, staged
+from splitjax.parallel.machine import Machine
+from splitjax.parallel.stages import Plan, staged
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 from splitjax.parallel.border import Border
 from splitjax.parallel.cost import Block
+from splitjax.parallel.machine import Machine, seconds
 from splitjax.parallel.moves import refine
 from splitjax.parallel.partition import groups, min_max
 from splitjax.parallel.recompute import (
@@ -16,23 +17,6 @@ from splitjax.parallel.recompute import (
 )
 from splitjax.parallel.schedule import schedule
 from splitjax.parallel.timeline import Timeline, simulate
-
-
-@dataclasses.dataclass(frozen=True)
-class Machine:
-    """What a plan knows of the devices.
-
-    Attributes:
-      flops_per_second: of one device.
-      link_bytes_per_second: between two of them, one way.
-      memory_bytes: of one; None: no bound.
-      copies: how often a parameter is there: itself, its gradient, two moments.
-    """
-
-    flops_per_second: float
-    link_bytes_per_second: float = float("inf")
-    memory_bytes: int | None = None
-    copies: int = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +145,7 @@ def staged(
     if cuts is not None:
         return task.at(tuple(cuts))
     legal = [number for number, border in enumerate(borders, 1) if border.legal]
-    costs = [block.forward_flops + block.backward_flops for block in blocks]
+    costs = [task.forward(block) + task.backward(block) for block in blocks]
     bounded = machine.memory_bytes is not None
     start = min_max(costs, pipe, legal=legal, fits=task.fits if bounded else None)
     return task.at(refine(start, legal, lambda new: task.at(new).seconds))
@@ -224,12 +208,9 @@ class _Task:
                 f"stage {stage} ({own[0].name} to {own[-1].name}) needs "
                 f"{weights + held} bytes, and a device has {room}"
             )
-        forward = [
-            self._computed(block.forward_flops) + self._summed(block) for block in own
-        ]
-        backward = [
-            self._computed(block.backward_flops) + self._summed(block) for block in own
-        ]
+        forward = [self.forward(block) for block in own]
+        backward = [self.backward(block) for block in own]
+        backward.append(self._added(self._lent_bytes(own)))
         return StagePlan(
             own[0].name,
             own[-1].name,
@@ -266,25 +247,38 @@ class _Task:
         )
 
     def _parameter_bytes(self, own: list[Block]) -> int:
-        there = {block.name for block in own}
-        borrowed = {name for block in own for name in block.reads} - there
-        lent = sum(b.parameter_bytes for b in self.blocks if b.name in borrowed)
         whole = sum(block.parameter_bytes for block in own)
         # A borrowed one is there twice: itself and its gradient.
-        return -(-(self.machine.copies * whole + 2 * lent) // self.tensor)
+        copies = self.machine.copies * whole + 2 * self._lent_bytes(own)
+        return -(-copies // self.tensor)
+
+    def _lent_bytes(self, own: list[Block]) -> int:
+        there = {block.name for block in own}
+        borrowed = {name for block in own for name in block.reads} - there
+        return sum(b.parameter_bytes for b in self.blocks if b.name in borrowed)
+
+    def forward(self, block: Block) -> Fraction:
+        """Seconds of one micro-batch, predicted."""
+        return self._computed(block.forward_flops) + self._summed(block)
+
+    def backward(self, block: Block) -> Fraction:
+        """Likewise, without recomputation and without borrowed parameters."""
+        computed = self._computed(block.backward_flops) + self._summed(block)
+        return computed + self._added(block.parameter_bytes)
+
+    def _added(self, count: int) -> Fraction:
+        part = Fraction(3 * count, self.tensor)
+        return seconds(self.machine.stream_bytes_per_second, part)
 
     def _computed(self, flops: float) -> Fraction:
         part = Fraction(flops) / (self.data * self.tensor)
-        return part / Fraction(self.machine.flops_per_second)
+        return seconds(self.machine.flops_per_second, part)
 
     def _summed(self, block: Block) -> Fraction:
         return self._sent(_ring(self.tensor) * block.input_bytes / self.data)
 
     def _sent(self, count: float | Fraction) -> Fraction:
-        speed = self.machine.link_bytes_per_second
-        return (
-            Fraction(0) if speed == float("inf") else Fraction(count) / Fraction(speed)
-        )
+        return seconds(self.machine.link_bytes_per_second, count)
 
 
 def _ring(devices: int) -> Fraction:

@@ -127,6 +127,12 @@ class Step:
         run[op.kind](stage, op.micro)
         self.done[stage].append(op)
 
+    def block(self) -> None:
+        """Waits until all that was started is done."""
+        held = [vars(one) for each in self.held for one in each.values()]
+        rest = (self.outs, self.gradients, self.totals, self.state, self.seen)
+        jax.block_until_ready((held, rest))
+
     def _forward(self, stage: int, micro: int) -> None:
         place, last = self.pipe.places[stage], stage == len(self.pipe.parts) - 1
         came = self.outs.pop((stage - 1, micro)) if stage else self.batches[micro][0]

@@ -12,6 +12,7 @@ from splitjax.train.experiment import Experiment
 from splitjax.train.hijack_options import Hijack
 from splitjax.train.language import ARCHIVES, Language
 from splitjax.train.next_token import NextToken
+from splitjax.train.plan_options import Planning
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
@@ -24,8 +25,11 @@ def test_there_are_configs():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_makes_sense(name):
     experiment = flags.load(str(ROOT / "configs" / name))
-    assert isinstance(experiment, Experiment | Hijack | Language)
+    assert isinstance(experiment, Experiment | Hijack | Language | Planning)
     experiment.validate()
+    if isinstance(experiment, Planning):
+        assert experiment.model in ARCHIVES or pathlib.Path(experiment.model).is_file()
+        return
     is_scored = isinstance(experiment, Language)
     if is_scored or isinstance(experiment, NextToken):
         text = experiment.corpus if is_scored else experiment.task

@@ -7,10 +7,11 @@ import pytest
 
 from splitjax.parallel.border import Border
 from splitjax.parallel.cost import Block
+from splitjax.parallel.machine import Machine
 from splitjax.parallel.moves import refine
 from splitjax.parallel.partition import even, min_max
 from splitjax.parallel.plan import best, candidates
-from splitjax.parallel.stages import Machine, staged
+from splitjax.parallel.stages import staged
 
 
 def blocks(costs, *, parameters=40, residuals=100, inputs=10):
@@ -136,6 +137,18 @@ def test_borrowed_parameters_take_room_where_they_are_borrowed():
     assert [stage.parameter_bytes for stage in apart.stages] == [160, 160, 160 + 80]
     one = staged(made, between(made), Machine(1.0), micro=4, pipe=1)
     assert one.stages[0].parameter_bytes == 3 * 160
+
+
+def test_gradients_are_added_at_the_speed_of_the_memory():
+    """Two reads and a write of 40 bytes in each block, of borrowed ones too."""
+    slow = Machine(1.0, stream_bytes_per_second=10.0)
+    made = blocks([1, 1, 1])
+    made[2] = dataclasses.replace(made[2], reads=("b0",))
+    found = staged(made, between(made), slow, micro=4, pipe=3)
+    assert [stage.backward_seconds for stage in found.stages] == [14, 14, 26]
+    assert [stage.forward_seconds for stage in found.stages] == [1, 1, 1]
+    [alone] = staged(made, between(made), slow, micro=4, pipe=1).stages
+    assert alone.backward_seconds == 3 * 14
 
 
 def test_links_take_their_time():

@@ -1,0 +1,106 @@
+"""Planning a model's pipeline, and measuring what the plan foretold."""
+
+import dataclasses
+import logging
+from typing import Any
+
+from splitjax.core.tree import Tree, flat
+from splitjax.parallel.border import borders
+from splitjax.parallel.cost import block_costs
+from splitjax.parallel.machine import Machine
+from splitjax.parallel.partition import chosen, even
+from splitjax.parallel.plan import Candidate, best, candidates
+from splitjax.parallel.stages import Plan, staged
+from splitjax.train.plan_measure import Measured, matrix_rate, measured, stream_rate
+from splitjax.train.plan_options import Planning
+from splitjax.train.plan_subject import subject
+
+GIGA = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a run of `plan_and_measure` gives.
+
+    Attributes:
+      plan: the plan.
+      even: the same with stages of as many blocks each; None where that does not fit.
+      looked_at: the shapes of the mesh, where one was to be found.
+      times: of the plan; None where nothing was measured.
+      even_times: of the even one.
+      machine: what was planned with.
+    """
+
+    plan: Plan
+    even: Plan | None
+    looked_at: tuple[Candidate, ...]
+    times: Measured | None
+    even_times: Measured | None
+    machine: Machine
+
+
+def plan_and_measure(options: Planning) -> Found:
+    """Plans, and where asked measures the plan and the even cut.
+
+    Args:
+      options: what to plan.
+
+    Raises:
+      ValueError: for options that make no sense, or when nothing fits.
+    """
+    options.validate()
+    about, machine = subject(options), machine_of(options)
+    parts = about.stages, about.params, about.state, about.x
+    blocks, between = block_costs(*parts), borders(*parts)
+    ratio = options.first_ratio if options.first_ratio >= 0 else None
+    how: dict[str, Any] = {"micro": options.micro, "kind": options.kind}
+    how["first_ratio"] = ratio
+    looked_at: tuple[Candidate, ...] = ()
+    if options.mesh:
+        cuts = None
+        if options.after:
+            names = [block.name for block in blocks]
+            legal = [i for i, border in enumerate(between, 1) if border.legal]
+            cuts = chosen(options.after, names, legal=legal)
+        shape: dict[str, Any] = options.shape()
+        made = staged(blocks, between, machine, **shape, **how, cuts=cuts)
+    else:
+        how |= {"devices": options.devices, "rows": _rows(about.x)}
+        looked_at = candidates(blocks, between, machine, widths=options.widths, **how)
+        made = best(looked_at)
+    other = None
+    try:
+        other = staged(
+            blocks,
+            between,
+            machine,
+            micro=made.micro,
+            kind=made.kind,
+            first_ratio=ratio,
+            data=made.data,
+            pipe=made.pipe,
+            tensor=made.tensor,
+            cuts=even(len(blocks), made.pipe),
+        )
+    except ValueError as error:
+        logging.info("no even cut: %s", error)
+    times = even_times = None
+    if options.measure:
+        times = measured(made, about, rounds=options.rounds)
+        if other is not None and other.cuts != made.cuts:
+            even_times = measured(other, about, rounds=options.rounds)
+    return Found(made, other, looked_at, times, even_times, machine)
+
+
+def machine_of(options: Planning) -> Machine:
+    """What is known of a device; what is not told is timed on the first one here."""
+    return Machine(
+        options.gflops * GIGA or matrix_rate(),
+        options.link_gb * GIGA or float("inf"),
+        int(options.memory_gb * GIGA) or None,
+        stream_bytes_per_second=options.stream_gb * GIGA or stream_rate(),
+    )
+
+
+def _rows(x: Tree) -> int:
+    return next(iter(flat(x).values())).shape[0]

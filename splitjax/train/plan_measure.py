@@ -1,0 +1,154 @@
+"""What the stages of a plan take on this machine."""
+
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from splitjax.parallel.mpmd import Pipeline, mpmd
+from splitjax.parallel.schedule import BACKWARD, FORWARD, RECOMPUTE
+from splitjax.parallel.stages import Plan
+from splitjax.parallel.timeline import Timeline, simulate
+from splitjax.train.plan_subject import Subject
+
+
+def matrix_rate(size: int = 1024, rounds: int = 3) -> float:
+    """Operations a second of one device, in a product of square float32 matrices.
+
+    Example:
+      >>> matrix_rate(16, 1) > 0
+      True
+    """
+    a = jnp.ones((size, size), jnp.float32)
+    return 2 * size**3 / _quickest(jax.jit(jnp.matmul), (a, a), rounds)
+
+
+def stream_rate(count: int = 2**24, rounds: int = 3) -> float:
+    """Bytes a second that one device moves in a sum of two float32 arrays.
+
+    Example:
+      >>> stream_rate(16, 1) > 0
+      True
+    """
+    a = jnp.ones(count, jnp.float32)
+    return 3 * a.nbytes / _quickest(jax.jit(jnp.add), (a, a), rounds)
+
+
+def _quickest(run: Any, arguments: tuple, rounds: int) -> float:
+    run(*arguments).block_until_ready()
+    took = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        run(*arguments).block_until_ready()
+        took.append(time.perf_counter() - start)
+    return min(took)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What the stages of a plan took on this machine.
+
+    Attributes:
+      forward: seconds of each stage for one micro-batch, alone.
+      recompute: likewise; 0 where nothing is computed again.
+      backward: likewise.
+      timeline: of the schedule with these times.
+      wall: seconds of a whole step, on the cores of this machine.
+      loss: of it.
+    """
+
+    forward: tuple[float, ...]
+    recompute: tuple[float, ...]
+    backward: tuple[float, ...]
+    timeline: Timeline
+    wall: float
+    loss: float
+
+
+def measured(plan: Plan, about: Subject, *, rounds: int = 3) -> Measured:
+    """Runs a plan: each operation alone, then whole steps.
+
+    Args:
+      plan: without an axis tensor.
+      about: its model; every micro-batch is the same.
+      rounds: steps of each; their medians are given.
+
+    Raises:
+      ValueError: for a plan with an axis tensor.
+    """
+    if plan.tensor > 1:
+        raise ValueError(
+            f"{plan.mesh}: stages of parted matrices are not timed here; measure=False"
+        )
+    pipe = pipeline(plan, about)
+    parts = pipe.put(about.params, about.state)
+    batches = [(about.x, about.target)] * plan.micro
+    key = jax.random.key(0)
+    jax.block_until_ready(pipe.value_and_grad(*parts, batches, key=key))  # compiles
+    took: dict[tuple[int, str], list[float]] = {}
+    for _ in range(rounds):
+        for place, times in pipe.seconds(*parts, batches, key=key).items():
+            took.setdefault(place, []).extend(times)
+    walls, loss = [], 0.0
+    for _ in range(rounds):
+        start = time.perf_counter()
+        (value, _), grads = pipe.value_and_grad(*parts, batches, key=key)
+        jax.block_until_ready(grads)
+        walls.append(time.perf_counter() - start)
+        loss = float(value)
+    each = {
+        kind: tuple(
+            statistics.median(took.get((stage, kind), [0.0]))
+            for stage in range(plan.pipe)
+        )
+        for kind in (FORWARD, RECOMPUTE, BACKWARD)
+    }
+    times = simulate(
+        pipe.lists,
+        forward=each[FORWARD],
+        recompute=each[RECOMPUTE],
+        backward=each[BACKWARD],
+    )
+    return Measured(
+        each[FORWARD],
+        each[RECOMPUTE],
+        each[BACKWARD],
+        times,
+        statistics.median(walls),
+        loss,
+    )
+
+
+def pipeline(plan: Plan, about: Subject) -> Pipeline:
+    """The plan's stages on the first devices of this process.
+
+    Raises:
+      ValueError: when there are too few.
+    """
+    devices = jax.devices()
+    if len(devices) < plan.data * plan.pipe:
+        raise ValueError(
+            f"{plan.mesh} needs {plan.data * plan.pipe} devices, and there are "
+            f"{len(devices)}"
+        )
+    homes: list[Any] = devices[: plan.pipe]
+    if plan.data > 1:
+        grid = np.asarray(devices[: plan.pipe * plan.data])
+        homes = [
+            Mesh(own, ("data",), axis_types=(AxisType.Auto,))
+            for own in grid.reshape(plan.pipe, plan.data)
+        ]
+    return mpmd(
+        about.stages,
+        about.loss,
+        cuts=plan.cuts,
+        homes=homes,
+        micro=plan.micro,
+        kind=plan.kind,
+        recompute=plan.recompute,
+    )

@@ -1,0 +1,58 @@
+"""The model that a plan is made for, with one micro-batch of its data."""
+
+import dataclasses
+
+import numpy as np
+
+from splitjax.core.split import Loss
+from splitjax.core.stage import Stage
+from splitjax.core.tree import Tree
+from splitjax.data.batches import model_inputs
+from splitjax.metrics.perplexity import next_symbol
+from splitjax.train import flags
+from splitjax.train.language import open_model
+from splitjax.train.loop import tick_batch
+from splitjax.train.plan_options import Planning
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model with its weights, its loss and one micro-batch."""
+
+    stages: tuple[Stage, ...]
+    params: Tree
+    state: Tree
+    loss: Loss
+    x: Tree
+    target: Tree
+
+
+def subject(options: Planning) -> Subject:
+    """The model that is planned.
+
+    Raises:
+      FileNotFoundError: when a decoder's folder lacks a file.
+      SystemExit: when there is no such config file.
+    """
+    if options.model.endswith(".py"):
+        experiment = flags.load(options.model)
+        parts = dataclasses.replace(experiment, mode="unsplit").parts(0)
+        [first, *_] = next(iter(parts.train.epoch(0, micro=experiment.micro)))
+        made = tick_batch(first, first["n_valid"])
+        model = parts.split.cut.model.stages
+        return Subject(
+            model,
+            parts.params[0],
+            parts.state[0],
+            parts.split.loss,
+            model_inputs(first),
+            made["target"],
+        )
+    opened = open_model(options.model)
+    chance = np.random.default_rng(0)
+    vocab = opened.params["embed"]["word"]["embedding"].shape[0]
+    ids = chance.integers(0, vocab, (options.rows, options.tokens + 1), np.int32)
+    x = {"ids": ids[:, :-1], "mask": np.ones((options.rows, options.tokens), bool)}
+    target = {"y": ids[:, 1:], "n_valid": np.int32(options.rows)}
+    model = opened.model.stages
+    return Subject(model, opened.params, opened.state, next_symbol, x, target)
