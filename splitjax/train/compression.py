@@ -1,11 +1,12 @@
 """A model at several sizes, by several methods: cost, error and score of each."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -118,47 +119,52 @@ def compressed(
       score), `value` (this one's), `tuned` (after `tune`, or None), `coded` and
       `coded_bytes` (with SmartDeal on top of that, or None), `scores`.
     """
-    began, name = time.monotonic(), subject.name
     before = subject.score(materialize(subject.params))
-    logging.info("dense: %s, %.0f s", before, time.monotonic() - began)
-    same = {"before": before[name], "unit": subject.unit, **facts}
-    none = {"tuned": None, "coded": None, "coded_bytes": None}
-    first = {"name": "dense", "factor": "", "share": 1.0, "fit_seconds": 0.0, **same}
-    first |= {"error": 0.0, "weighted_error": 0.0, "value": before[name], **none}
-    first |= {"scores": before, **subject.costs(subject.params), **versions()}
-    made: list[Row] = [first]
-    weights = None
+    logging.info("dense: %s", before)
+    same = {"before": before[subject.name], "unit": subject.unit, **facts}
+    same |= {"tuned": None, "coded": None, "coded_bytes": None}
+    first: Row = {"name": "dense", "factor": "", "share": 1.0, "fit_seconds": 0.0}
+    first |= {"error": 0.0, "weighted_error": 0.0, **subject.costs(subject.params)}
+    first |= {"value": before[subject.name], "scores": before, **same, **versions()}
+    made, weights = [first], None
     if weighted or any(METHODS[factor].weighted for factor in experiment.factors):
         began = time.monotonic()
-        weights = subject.fisher()
+        weights = jax.block_until_ready(subject.fisher())
         logging.info("the Fisher took %.0f s", time.monotonic() - began)
     folder.mkdir(parents=True, exist_ok=True)
-    for factor, share in _points(experiment):
-        began = time.monotonic()
-        new = fitted(experiment, subject.params, weights, factor, share)
-        row: Row = {"name": f"{factor} {share:.0%}", "factor": factor, "share": share}
-        row |= {"fit_seconds": time.monotonic() - began, **same, **none}
-        plain, uneven = errors(subject.params, new, weights)
-        row |= {"error": plain, "weighted_error": uneven, **subject.costs(new)}
-        scores = subject.score(materialize(new))
-        row |= {"value": scores[name], "scores": scores}
+    for share, factor in itertools.product(experiment.shares, experiment.factors):
+        row, new = _point(experiment, subject, weights, factor, share)
+        row |= same
         if tune is not None:
             new = tune(row, new, weights)
-            row["tuned"] = subject.score(materialize(new))[name]
+            row["tuned"] = subject.score(materialize(new))[subject.name]
         if experiment.codes:
             new = coded(experiment, new, experiment.codes)
-            row["coded"] = subject.score(materialize(new))[name]
+            row["coded"] = subject.score(materialize(new))[subject.name]
             row["coded_bytes"] = stored_bytes(new)
-        logging.info("%s: %s, coded %s", row["name"], scores, row["coded"])
+        logging.info("%s: %s, coded %s", row["name"], row["scores"], row["coded"])
         made.append(row)
         (folder / "compress.json").write_text(json.dumps(made, indent=2) + "\n")
     return made
 
 
-def _points(experiment: Compression) -> Iterator[tuple[str, float]]:
-    for share in experiment.shares:
-        for factor in experiment.factors:
-            yield factor, share
+def _point(
+    experiment: Compression,
+    subject: Subject,
+    weights: Tree | None,
+    factor: str,
+    share: float,
+) -> tuple[Row, Tree]:
+    """A row and the parameters that it tells of."""
+    began = time.monotonic()
+    new = fitted(experiment, subject.params, weights, factor, share)
+    jax.block_until_ready(new)
+    row: Row = {"name": f"{factor} {share:.0%}", "factor": factor, "share": share}
+    row["fit_seconds"] = time.monotonic() - began
+    plain, uneven = errors(subject.params, new, weights)
+    row |= {"error": plain, "weighted_error": uneven, **subject.costs(new)}
+    scores = subject.score(materialize(new))
+    return {**row, "value": scores[subject.name], "scores": scores}, new
 
 
 def errors(
