@@ -129,15 +129,29 @@ def place(
       Shoeybi et al., Megatron-LM: Training multi-billion parameter language models
       using model parallelism, 2019 (arXiv:1909.08053), section 3: columns, then rows.
     """
+    shardings, lines = layout(tree, mesh, rules=rules, stacked=stacked)
+    if wrong := [line for line in lines if line.problem]:
+        warnings.warn(f"not divided as meant:\n{table(wrong)}", stacklevel=2)
+    return shardings, lines
+
+
+def layout(
+    tree: Tree, mesh: Mesh, *, rules: Sequence[Rule] = RULES, stacked: str = ""
+) -> tuple[Tree, tuple[Placed, ...]]:
+    """As `place`, which warns: this is for those who ask once more.
+
+    Example:
+      >>> from splitjax.parallel.mesh import make_cloud_mesh
+      >>> mesh = make_cloud_mesh("data=1", devices=jax.devices()[:1])
+      >>> layout({"w": jax.numpy.ones(2)}, mesh)[1][0].problem
+      'no rule is for it'
+    """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
     lines = tuple(
         _decide(path_name(path), tuple(leaf.shape), mesh, rules, stacked)
         for path, leaf in leaves
     )
-    if wrong := [line for line in lines if line.problem]:
-        warnings.warn(f"not divided as meant:\n{table(wrong)}", stacklevel=2)
-    shardings = [NamedSharding(mesh, line.spec) for line in lines]
-    return treedef.unflatten(shardings), lines
+    return treedef.unflatten([NamedSharding(mesh, line.spec) for line in lines]), lines
 
 
 def place_like(state: Tree, params: Tree, shardings: Tree, mesh: Mesh) -> Tree:

@@ -72,7 +72,8 @@ def make_driver(
     }
     key, jit = run_key(seed), not experiment.debug
     if cloud is None:
-        return Local(parts.algorithm, key, meter=meter, jit=jit, **rows)
+        algorithm = experiment.cloud_algorithm(parts.algorithm)
+        return Local(algorithm, key, meter=meter, jit=jit, **rows)
     if experiment.mode == "unsplit":
         raise ValueError("mode='unsplit' has no halves: leave the cloud away")
     if folder is not None:

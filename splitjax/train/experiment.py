@@ -10,6 +10,8 @@ from splitjax.core.algorithm import Algorithm
 from splitjax.core.split import Split
 from splitjax.core.tree import Tree, path_name
 from splitjax.optim.clip import clip_by_global_norm
+from splitjax.parallel.mesh import make_cloud_mesh, parse
+from splitjax.parallel.spread import spread
 
 ATTACKS = ("inversion", "decoder", "label", "dcor")  # see `train.attack`
 
@@ -112,19 +114,23 @@ class Experiment:
     attack: tuple[str, ...] = option(
         (), f"at the end, what the messages give away: some of {ATTACKS}"
     )
+    mesh: str = option(
+        "", "the cloud's devices, as 'data=2,tensor=4'; empty: it computes on one"
+    )
     debug: bool = option(False, "run without jit")
     privacy_delta: float = option(
         1e-5, "the chance that the budget of a link with noise does not hold"
     )
     profile: int = option(0, "trace this many steps with jax.profiler")
 
-    # Options that choose where and how a run is watched, not what it computes.
+    # Options that choose where a run is and how it is watched, not what it computes.
     WATCHING: ClassVar[tuple[str, ...]] = (
         "compare",
         "seeds",
         "eval_every",
         "checkpoint_every",
         "attack",
+        "mesh",
         "debug",
         "privacy_delta",
         "profile",
@@ -181,12 +187,27 @@ class Experiment:
                 "an attack reads both ends of the links: take mode='split' (what "
                 "crosses is the same)"
             )
+        if self.mesh and parse(self.mesh).get("pipe", 1) > 1:
+            raise ValueError(
+                f"mesh={self.mesh!r}: the cloud's blocks are in no stack that 'pipe' "
+                "could divide; give its devices to 'data' or 'tensor'"
+            )
         if not 0 < self.privacy_delta < 1:
             raise ValueError(
                 f"privacy_delta={self.privacy_delta}: a chance between 0 and 1"
             )
         if not self.seeds:
             raise ValueError("seeds is empty: give one at least, as (0,)")
+
+    def cloud_algorithm(self, algorithm: Algorithm) -> Algorithm:
+        """An algorithm as the cloud runs it: on its mesh, where it has one.
+
+        Args:
+          algorithm: that of the parts. An edge, and a run without a cut, run it as is.
+        """
+        if not self.mesh or self.mode == "unsplit":
+            return algorithm
+        return spread(algorithm, make_cloud_mesh(self.mesh))
 
     def tx(self, steps: int) -> optax.GradientTransformation:
         """The optimizer of one party, for a run of so many steps."""

@@ -77,10 +77,11 @@ def build(experiment: Experiment) -> Build:
 
     def make(seed: int, facts: dict, x: Tree, number: int) -> Made:
         parts = experiment.model_parts(seed, facts, x)
-        edge, shared, slot = parts.algorithm.init(parts.params, parts.state, x)
+        algorithm = experiment.cloud_algorithm(parts.algorithm)
+        edge, shared, slot = algorithm.init(parts.params, parts.state, x)
         owners = parts.split.cut.owners
         return Made(
-            algorithm=parts.algorithm,
+            algorithm=algorithm,
             key=run_key(seed),
             micro=experiment.micro,
             weights=weights_of("edge", owners, parts.params, parts.state),

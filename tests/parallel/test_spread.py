@@ -1,0 +1,96 @@
+import copy
+
+import jax
+import numpy as np
+import pytest
+
+from splitjax.core.tree import flat
+from splitjax.parallel.mesh import make_cloud_mesh
+from splitjax.parallel.spread import spread
+from tests.runtime.conftest import ROUGH, Here, Model, batches, run_all
+
+STEPS = 20
+PLAIN, WIDE = "data=2,tensor=4", "data=4,tensor=2"
+
+
+def on(model: Model, text: str) -> Model:
+    """The model, its cloud on a mesh."""
+    made = copy.copy(model)
+    made.algorithm = spread(model.algorithm, make_cloud_mesh(text))
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """A model, and what one device makes of it."""
+    model = Model(micro=2, clip=0.1)  # an exact norm over both parties
+    driver = model.local()
+    start = driver.start(model.params, model.state, model.x)
+    run, losses = run_all(driver, start, batches(STEPS, micro=2))
+    return model, run, losses, driver.predict(run, model.x)
+
+
+def parts_of(slot) -> dict:
+    """The shapes of a device's part of a kernel (8, 8), its moments and its sums."""
+    found = {k: a for k, a in flat(slot).items() if k.endswith("dense_1/dense/kernel")}
+    assert {name.partition("/")[0] for name in found} == {"params", "opt", "acc"}
+    return {name: a.addressable_shards[0].data.shape for name, a in found.items()}
+
+
+def test_one_process_computes_the_same_on_a_mesh(alone):
+    model, run, losses, output = alone
+    spread_out = on(model, PLAIN)
+    driver = spread_out.local()
+    start = driver.start(model.params, model.state, model.x)
+    parts = parts_of(start.slot)
+    assert set(parts.values()) == {(2, 8)}  # dense_1 by its inputs
+    found, made = run_all(driver, start, batches(STEPS, micro=2))
+    np.testing.assert_allclose(made, losses, atol=1e-5)
+    assert parts_of(found.slot) == parts
+    np.testing.assert_allclose(driver.predict(found, model.x), output, atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found.slot, run.slot
+    )
+
+
+@pytest.mark.slow
+def test_a_cloud_goes_from_mesh_to_mesh_behind_the_same_edge(alone, tmp_path):
+    """It dies at a checkpoint, and comes back on another mesh."""
+    model, _, losses, output = alone
+    steps = batches(STEPS, micro=2)
+    both = Here(on(model, PLAIN), tmp_path)
+    try:
+        edge = model.edge(both.dial)
+        run = edge.start(model.params, model.state, model.x)
+        run, first = run_all(edge, run, steps[:8])
+        edge.saving(run)
+        edge.saved(run)
+        both.model = on(model, WIDE)
+        both.crash()
+        run, second = run_all(edge, run, steps[8:])
+        np.testing.assert_allclose(first + second, losses, atol=1e-5)
+        np.testing.assert_allclose(edge.predict(run, model.x), output, atol=1e-5)
+        [place] = both.cloud._places
+        assert set(parts_of(place.slot.lane.state[1]).values()) == {(4, 8)}
+        edge.close()
+    finally:
+        both.close()
+
+
+def test_rough_codes_cross_as_before():
+    """What is sent is the same to the byte in the first step, and codes are no rows."""
+    model = Model(link=ROUGH)
+    drivers = [model.local(), on(model, PLAIN).local()]
+    made = []
+    for driver in drivers:
+        run = driver.start(model.params, model.state, model.x)
+        run, losses = run_all(driver, run, batches(1))
+        made.append((losses, driver.meter.totals()))
+    assert made[0][1] == made[1][1]
+    np.testing.assert_allclose(made[0][0], made[1][0], atol=1e-5)
+
+
+def test_g_a_pipe_is_refused():
+    with pytest.raises(ValueError, match="'pipe' cannot divide them"):
+        on(Model(), "data=4,pipe=2")
+    on(Model(), "data=8,pipe=1")
