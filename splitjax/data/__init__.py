@@ -5,6 +5,8 @@ from splitjax.data.archive import cached as cached
 from splitjax.data.archive import folder as folder
 from splitjax.data.batches import Batches as Batches
 from splitjax.data.benchmarks import load as load
+from splitjax.data.buckets import bucket_lengths as bucket_lengths
+from splitjax.data.buckets import padded_share as padded_share
 from splitjax.data.files import read_file as read_file
 from splitjax.data.files import read_texts as read_texts
 from splitjax.data.image_table import ImageBatches as ImageBatches
