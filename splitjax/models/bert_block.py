@@ -7,8 +7,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from splitjax.core.tree import Tree
+from splitjax.kernels import bias_act_dropout, embed, layer_norm
 from splitjax.models.bert_config import BertConfig
 from splitjax.models.dense import Dense
+from splitjax.models.fused import dropped_on
+from splitjax.models.lookup import Lookup
 from splitjax.models.relative_bias import RelativeBias
 from splitjax.models.token_input import check_tokens
 
@@ -23,7 +26,9 @@ def gelu(x: jax.Array) -> jax.Array:
     return x * (0.5 + 0.5 * jax.lax.erf(x * (0.5**0.5)))
 
 
-def dense(config: BertConfig, features: int, name: str, dtype: Any) -> Dense:
+def dense(
+    config: BertConfig, features: int, name: str, dtype: Any, *, apart: bool = False
+) -> Dense:
     """A dense layer with the fresh kernels of the family.
 
     Example:
@@ -31,13 +36,14 @@ def dense(config: BertConfig, features: int, name: str, dtype: Any) -> Dense:
       4
     """
     init = nn.initializers.normal(config.init_std)
-    return Dense(features, dtype=dtype, kernel_init=init, name=name)
+    return Dense(features, dtype=dtype, kernel_init=init, apart=apart, name=name)
 
 
 class Norm(nn.Module):
     """scale * (x - mean) / sqrt(var + eps) + bias over the last axis, in float32.
 
     Linen's own layer norm promotes dtypes implicitly, which strict promotion refuses.
+    A fused one is `kernels.layer_norm`.
 
     Example:
       >>> layer = Norm(1e-12)
@@ -49,6 +55,7 @@ class Norm(nn.Module):
 
     eps: float
     dtype: Any = jnp.float32
+    fused: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -56,6 +63,8 @@ class Norm(nn.Module):
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
         scale = self.param("scale", ones, x.shape[-1:], jnp.float32)
         bias = self.param("bias", zeros, x.shape[-1:], jnp.float32)
+        if self.fused:
+            return layer_norm(x, scale, bias, eps=self.eps, dtype=self.dtype)
         x = x.astype(jnp.float32)
         x = x - x.mean(-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
@@ -81,21 +90,24 @@ class Embed(nn.Module):
         maybe = ("types",) if c.types else ()
         check_tokens(x, f"a {c.family}", maybe=maybe, longest=c.longest)
         ids, mask = x["ids"], x["mask"]
-        init = nn.initializers.normal(c.init_std)
 
         def table(rows, name):
-            return nn.Embed(rows, c.width, embedding_init=init, name=name)
+            return Lookup(rows, c.width, c.init_std, name=name)
 
-        h = table(c.vocab, "word")(ids)
-        places = table(c.positions, "position")
+        word, position = table(c.vocab, "word"), table(c.positions, "position")
         if c.family == "mpnet":
             seen = mask.astype(jnp.int32)
-            h = h + places(jnp.cumsum(seen, 1) * seen + (c.first_position - 1))
+            places = jnp.cumsum(seen, 1) * seen + (c.first_position - 1)
         else:
-            h = h + places(jnp.arange(ids.shape[1]))[None]
+            places = jnp.arange(ids.shape[1])[None]
+        if c.fused:
+            places = jnp.broadcast_to(places, ids.shape)
+            h = embed(ids, word(), position(), places=places)
+        else:
+            h = word(ids) + position(places)
         if c.types:
             h = h + table(c.types, "type")(x.get("types", jnp.zeros_like(ids)))
-        h = Norm(c.eps, self.dtype, name="norm")(h)
+        h = Norm(c.eps, self.dtype, c.fused, name="norm")(h)
         h = nn.Dropout(c.dropout)(h, deterministic=not train)
         return {"h": h, "mask": mask}
 
@@ -134,9 +146,13 @@ class Attention(nn.Module):
         weights = jax.nn.softmax(scores).astype(self.dtype)
         weights = nn.Dropout(c.attention_dropout)(weights, deterministic=not train)
         y = jnp.einsum("bhqk,bhkd->bhqd", weights, v).swapaxes(1, 2)
-        y = dense(c, c.width, "out", self.dtype)(y.reshape(b, t, c.width))
-        y = nn.Dropout(c.dropout)(y, deterministic=not train)
-        return {**x, "h": Norm(c.eps, self.dtype, name="norm")(y + h)}
+        out = dense(c, c.width, "out", self.dtype, apart=c.fused)
+        y = out(y.reshape(b, t, c.width))
+        if c.fused:
+            y = dropped_on(self, y, h, c.dropout, train=train)
+        else:
+            y = h + nn.Dropout(c.dropout)(y, deterministic=not train)
+        return {**x, "h": Norm(c.eps, self.dtype, c.fused, name="norm")(y)}
 
 
 class Ffn(nn.Module):
@@ -153,8 +169,13 @@ class Ffn(nn.Module):
     def __call__(self, x: Tree, *, train: bool) -> Tree:
         """Maps {"h": (B, T, D), "mask"} to the same."""
         c, h = self.config, x["h"]
-        y = gelu(dense(c, c.ffn, "wi", self.dtype)(h))
-        y = dense(c, c.width, "wo", self.dtype)(y)
-        y = nn.Dropout(c.dropout)(y, deterministic=not train)
-        y = y + h if self.skip else y
-        return {**x, "h": Norm(c.eps, self.dtype, name="norm")(y)}
+        wi = dense(c, c.ffn, "wi", self.dtype, apart=c.fused)
+        wo = dense(c, c.width, "wo", self.dtype, apart=c.fused)
+        if c.fused:
+            skip = h if self.skip else jnp.zeros_like(h)
+            y = wo(bias_act_dropout(*wi(h), activation="gelu"))
+            y = dropped_on(self, y, skip, c.dropout, train=train)
+        else:
+            y = nn.Dropout(c.dropout)(wo(gelu(wi(h))), deterministic=not train)
+            y = y + h if self.skip else y
+        return {**x, "h": Norm(c.eps, self.dtype, c.fused, name="norm")(y)}

@@ -31,6 +31,8 @@ class BertConfig:
       init_std: of fresh kernels.
       skipless: layers, counted from 0, whose feed-forward block has no skip connection:
         what merging a squeezed layer leaves behind.
+      fused: whether layers compute by `splitjax.kernels`. The parameters are the same,
+        and so is the function; what dropout drops is another draw.
 
     Raises:
       ValueError: when the numbers do not fit each other.
@@ -55,6 +57,7 @@ class BertConfig:
     attention_dropout: float = 0.1
     init_std: float = 0.02
     skipless: tuple[int, ...] = ()
+    fused: bool = False
 
     def __post_init__(self):
         if self.family not in FAMILIES:

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from splitjax.core.tree import Tree
+from splitjax.kernels import bias_act_dropout, embed
 from splitjax.models.bert_block import Norm
 from splitjax.models.decoder_config import DecoderConfig
 from splitjax.models.dense import Dense
+from splitjax.models.fused import dropped_on
 from splitjax.models.lookup import Lookup
 from splitjax.models.rope import rotate
 from splitjax.models.token_input import check_tokens
@@ -49,11 +51,14 @@ def norm(config: DecoderConfig, dtype: Any, name: str = "norm") -> nn.Module:
       >>> type(norm(DecoderConfig(), jnp.float32)).__name__
       'RmsNorm'
     """
-    kind = Norm if config.family == "gpt2" else RmsNorm
-    return kind(config.eps, dtype, name=name)
+    if config.family == "gpt2":
+        return Norm(config.eps, dtype, config.fused, name=name)
+    return RmsNorm(config.eps, dtype, name=name)
 
 
-def dense(config: DecoderConfig, features: int, name: str, dtype: Any) -> Dense:
+def dense(
+    config: DecoderConfig, features: int, name: str, dtype: Any, *, apart: bool = False
+) -> Dense:
     """A dense layer of the family, with a bias for gpt2.
 
     Example:
@@ -62,7 +67,8 @@ def dense(config: DecoderConfig, features: int, name: str, dtype: Any) -> Dense:
     """
     init = nn.initializers.normal(config.init_std)
     bias = config.family == "gpt2"
-    return Dense(features, bias, dtype=dtype, kernel_init=init, name=name)
+    more: dict[str, Any] = {"kernel_init": init, "apart": apart, "name": name}
+    return Dense(features, bias, dtype=dtype, **more)
 
 
 class Embed(nn.Module):
@@ -81,8 +87,10 @@ class Embed(nn.Module):
         c = self.config
         check_tokens(x, "a decoder", longest=c.positions)
         ids, mask = x["ids"], x["mask"]
-        h = Lookup(c.vocab, c.width, c.init_std, name="word")(ids)
-        if c.family == "gpt2":
+        word = Lookup(c.vocab, c.width, c.init_std, name="word")
+        if c.family != "gpt2":
+            h = word(ids)
+        else:
             places = jnp.cumsum(mask, 1, dtype=jnp.int32) - 1
             if self.has_variable("cache", "count"):
                 count = self.get_variable("cache", "count")
@@ -90,8 +98,12 @@ class Embed(nn.Module):
                     "cache", "count", count + mask.sum(1, dtype=jnp.int32)
                 )
                 places = places + count[:, None]
-            table = Lookup(c.positions, c.width, c.init_std, name="position")
-            h = h + table(jnp.maximum(places, 0))
+            places = jnp.maximum(places, 0)
+            position = Lookup(c.positions, c.width, c.init_std, name="position")
+            if c.fused:
+                h = embed(ids, word(), position(), places=places)
+            else:
+                h = word(ids) + position(places)
         h = nn.Dropout(c.dropout)(h, deterministic=not train)
         return {"h": h.astype(self.dtype), "mask": mask}
 
@@ -143,9 +155,11 @@ class Attention(nn.Module):
         weights = jax.nn.softmax(scores).astype(self.dtype)
         weights = nn.Dropout(c.attention_dropout)(weights, deterministic=not train)
         y = jnp.einsum("bkgts,bskw->btkgw", weights, v).reshape(b, t, c.width)
-        y = dense(c, c.width, "out", self.dtype)(y)
-        y = nn.Dropout(c.dropout)(y, deterministic=not train)
         y = jnp.where(first + t > s, jnp.nan, y)
+        y = dense(c, c.width, "out", self.dtype, apart=c.fused)(y)
+        if c.fused:
+            return {**x, "h": dropped_on(self, y, h, c.dropout, train=train)}
+        y = nn.Dropout(c.dropout)(y, deterministic=not train)
         return {**x, "h": h + y}
 
     def _remembered(self, k, v, mask):
@@ -178,11 +192,16 @@ class Ffn(nn.Module):
     def __call__(self, x: Tree, *, train: bool) -> Tree:
         """Maps {"h": (B, T, D), "mask"} to the same."""
         c = self.config
+        y = norm(c, self.dtype)(x["h"])
 
         def layer(features, name):
-            return dense(c, features, name, self.dtype)
+            return dense(c, features, name, self.dtype, apart=c.fused)
 
-        y = feed_forward(c, layer, norm(c, self.dtype)(x["h"]))
+        if c.fused:
+            inner = bias_act_dropout(*layer(c.ffn, "wi")(y), activation="gelu_tanh")
+            made = layer(c.width, "wo")(inner)
+            return {**x, "h": dropped_on(self, made, x["h"], c.dropout, train=train)}
+        y = feed_forward(c, layer, y)
         y = nn.Dropout(c.dropout)(y, deterministic=not train)
         return {**x, "h": x["h"] + y}
 

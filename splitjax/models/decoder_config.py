@@ -32,6 +32,8 @@ class DecoderConfig:
       dropout: after the embeddings, attention and feed-forward block.
       attention_dropout: of the attention's probabilities.
       init_std: of fresh kernels.
+      fused: whether layers compute by `splitjax.kernels`; gpt2 only, since llama has no
+        layer norm and no biases. The parameters and the function are the same.
 
     Raises:
       ValueError: when the numbers do not fit each other.
@@ -56,6 +58,7 @@ class DecoderConfig:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     init_std: float = 0.02
+    fused: bool = False
 
     def __post_init__(self):
         if self.family not in FAMILIES:
@@ -75,6 +78,12 @@ class DecoderConfig:
             raise ValueError(
                 f"gpt2 has as many heads of keys as of queries: {self.kv_heads} and "
                 f"{self.heads}"
+            )
+
+        if self.fused and self.family != "gpt2":
+            raise ValueError(
+                f"fused=True of the family {self.family!r}: its norm and its layers "
+                "without biases have no kernels here; gpt2's have"
             )
 
     @property

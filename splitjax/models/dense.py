@@ -20,6 +20,8 @@ class Dense(nn.Module):
       use_bias: whether there is a bias.
       dtype: what it computes in, and the dtype of the output.
       kernel_init: of a dense kernel.
+      apart: whether the call gives (x @ kernel, bias), for a kernel of
+        `splitjax.kernels` to join; the bias is float32 then.
 
     Raises:
       ValueError: when a kernel has another shape than (I, J).
@@ -35,9 +37,10 @@ class Dense(nn.Module):
     use_bias: bool = True
     dtype: Any = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    apart: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> Any:
         """Applies the layer to x (..., I), whose dtype may be any float."""
         shape = (x.shape[-1], self.features)
         kernel = weight(self, "kernel", shape, self.kernel_init)
@@ -46,5 +49,7 @@ class Dense(nn.Module):
             bias = self.param(
                 "bias", nn.initializers.zeros, (self.features,), jnp.float32
             )
+            if self.apart:
+                return y, bias
             y = y + jnp.expand_dims(bias.astype(self.dtype), tuple(range(y.ndim - 1)))
         return y

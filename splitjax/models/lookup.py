@@ -12,7 +12,7 @@ class Lookup(nn.Module):
     """y = embedding[ids]. Linen's own layer refuses a factor.
 
     Parameters: `embedding` (V, D), float32. A factor is made dense on each call. An id
-    outside of the table gives NaN.
+    outside of the table gives NaN. Without ids the table itself comes back.
 
     Attributes:
       rows: V.
@@ -34,9 +34,10 @@ class Lookup(nn.Module):
     init_std: float = 0.02
 
     @nn.compact
-    def __call__(self, ids: jax.Array) -> jax.Array:
-        """Rows (..., D) of the ids (...), int."""
+    def __call__(self, ids: jax.Array | None = None) -> jax.Array:
+        """Rows (..., D) of the ids (...), int; of None all rows (V, D)."""
         shape = (self.rows, self.width)
         init = nn.initializers.normal(self.init_std)
         table = weight(self, "embedding", shape, init)
-        return jnp.take(materialize(table), ids, axis=0)
+        table = materialize(table)
+        return table if ids is None else jnp.take(table, ids, axis=0)

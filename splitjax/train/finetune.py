@@ -58,6 +58,7 @@ class Finetune(FinetuneOptions):
         classes, pairs = facts["classes"], facts["pairs"]
         about, head = self._about(classes), self._head(classes, pairs)
         config = pretrained.read_config(self.folder())
+        config = dataclasses.replace(config, fused=self.fused)
         made = self._head_stages(head, classes)
         stages = self._bert(config, made)
 

@@ -20,6 +20,9 @@ class FinetuneOptions(CutExperiment):
     pool: str = option("cls", "of a one-text head: 'cls', 'pooler' or 'mean'")
     max_length: int = option(128, "tokens of a text at most; longer ones are cut off")
     data_dir: str = option("", "a folder of GLUE's TSV files, where not the default")
+    fused: bool = option(
+        False, "layers compute by splitjax.kernels; a parted block stays as it is"
+    )
     squeeze: bool = option(True, "cut inside of a feed-forward block (SFT)")
     layer: int = option(2, "the squeezed layer, from 0; the paper's split is one more")
     rank: int = option(8, "dimensions of the code")

@@ -1,0 +1,19 @@
+"""MiniLM on STS-B, cut after its third layer, its layers on fused kernels.
+
+Paper: LightSeq2 (arXiv 2110.05722): its kernels' formulas; it trains no split model
+Run: python -m experiments.finetune --config=configs/lightseq_minilm.py
+Expect: the losses of --config.fused=False, but for what dropout drops, and within 1e-4
+  without it (tests/systems/test_lightseq.py holds a block of layers to that over 50
+  steps). No whole run was made yet, so there is no score to expect. For time and bytes
+  of a layer: python -m experiments.bench_cloud --only=kernels
+Cost: not measured
+"""
+
+from splitjax.train.finetune import Finetune
+
+
+def get_config() -> Finetune:
+    """The options of this run."""
+    return Finetune(
+        task="stsb", epochs=1, squeeze=False, after=("layer_2",), fused=True
+    )
