@@ -2,6 +2,8 @@
 
 Example: python -m experiments.compress_language --config.shares='(0.9,)' \
   --config.tokens=4096
+
+With LRPET fine-tuning after each compression: --config.tune=lrpet
 """
 
 import sys

@@ -10,9 +10,10 @@ from splitjax.data.batches import model_inputs
 from splitjax.data.examples import first_examples
 from splitjax.factors.fisher import fisher
 from splitjax.train.compress_methods import fitted
-from splitjax.train.compress_options import TUNES, Compress
+from splitjax.train.compress_options import Compress
 from splitjax.train.compression import Row, Subject, compressed, costs
 from splitjax.train.loop import Run, evaluate, open_trained, train
+from splitjax.train.tuning import TUNES, Tuning
 
 
 def params_of(run: Run) -> Tree:
@@ -102,23 +103,44 @@ def compress(
         unit=f"{name} {run.parts.score_name}",
     )
 
-    def tune(row, params, weights):
-        return tuned(experiment, seed, folder, row, params, weights)
-
-    made = compressed(
-        experiment,
-        subject,
-        folder,
-        facts={"seed": seed},
-        weighted=bool(experiment.tune) and TUNES[experiment.tune].weighted,
-        tune=tune if experiment.tune else None,
-    )
+    made = tuned_too(experiment, subject, seed, folder, facts={"seed": seed})
     run.driver.close()
     return made
 
 
+def tuned_too(
+    experiment: Tuning,
+    subject: Subject,
+    seed: int,
+    folder: pathlib.Path,
+    *,
+    facts: Row,
+) -> list[Row]:
+    """As `compression.compressed`; each point is trained on, if `tune` says so.
+
+    Args:
+      experiment: the options.
+      subject: what is compressed.
+      seed: of the runs that train on.
+      folder: gets them, too.
+      facts: what every row says, too.
+    """
+
+    def tune(row, params, weights):
+        return tuned(experiment, seed, folder, row, params, weights)
+
+    return compressed(
+        experiment,
+        subject,
+        folder,
+        facts=facts,
+        weighted=bool(experiment.tune) and TUNES[experiment.tune].weighted,
+        tune=tune if experiment.tune else None,
+    )
+
+
 def tuned(
-    experiment: Compress,
+    experiment: Tuning,
     seed: int,
     folder: pathlib.Path,
     row: Row,

@@ -10,13 +10,25 @@ from splitjax import data
 from splitjax.core.tree import Tree, where
 from splitjax.data.examples import first_examples
 from splitjax.factors.fisher import fisher
-from splitjax.train.compression import Compression, Row, Subject, compressed, costs
+from splitjax.models.decoder_config import DecoderConfig
+from splitjax.train.compress import tuned_too
+from splitjax.train.compression import Row, Subject, costs
 from splitjax.train.experiment import option
-from splitjax.train.language import Language, Opened, open_model, scorer, window_loss
+from splitjax.train.language import (
+    Language,
+    Opened,
+    folder_of,
+    open_model,
+    read_config,
+    scorer,
+    window_loss,
+)
+from splitjax.train.next_token import NextToken
+from splitjax.train.tuning import FromFactors, Tuning
 
 
 @dataclasses.dataclass
-class CompressLanguage(Compression, Language):
+class CompressLanguage(Tuning, Language):
     """A pretrained language model, compressed by several methods to several sizes."""
 
     shares: tuple[float, ...] = option(
@@ -27,11 +39,46 @@ class CompressLanguage(Compression, Language):
     fisher_window: int = option(256, "tokens of each")
     fisher_chunk: int = option(1, "windows whose gradients are held at once")
     iterations: int = option(2, "of the solver")
+    tune_steps: int = option(100, "steps at most then; 0: as many as the epochs have")
+    tune_window: int = option(256, "tokens of the training split read at once then")
+    tune_batch: int = option(8, "windows in one step then")
+    seed: int = option(0, "of the order of the windows then")
 
     def validate(self) -> None:
         """Raises a ValueError for options that make no sense."""
         super().validate()
-        self.check_points("fisher_windows", "fisher_window")
+        self.check_points("fisher_windows", "fisher_window", *AT_LEAST_ONE)
+        self.check_tune()
+
+    def tuned(
+        self, factor: str, share: float, params: Tree, weights: Tree | None = None
+    ) -> FromFactors:
+        """The run that trains on from compressed parameters, by stage name."""
+        given = {
+            "task": self.corpus,
+            "model": self.model,
+            "mode": "unsplit",
+            "tied": read_config(folder_of(self.model)).tied,
+            "window": self.tune_window,
+            "batch_size": self.tune_batch,
+            "eval_limit": self.tune_batch,
+            "fisher": f"{self.fisher_windows} windows of {self.fisher_window}",
+        }
+        point = {"factor": factor, "share": share, "params": params}
+        return self.run_from(TunedLanguage, given, **point, weights=weights)
+
+
+AT_LEAST_ONE = ("tune_epochs", "tune_every", "tune_window", "tune_batch")
+
+
+@dataclasses.dataclass
+class TunedLanguage(NextToken, FromFactors):
+    """A run from compressed parameters; made by `CompressLanguage.tuned`."""
+
+    def _given(self, config: DecoderConfig, key: jax.Array) -> Tree:
+        """Where the run starts: all parameters, by stage name."""
+        del config, key
+        return self.begin
 
 
 def measured(experiment: CompressLanguage, opened: Opened) -> Tree:
@@ -57,7 +104,8 @@ def compress_language(
 
     Args:
       experiment: what to do.
-      workdir: gets `compress.json` after each point.
+      workdir: gets `compress.json` after each point, and the runs of `tune`, which go
+        on where they were.
 
     Returns:
       Rows as `compression.compressed` has them: `value` is the perplexity, `flops` are
@@ -80,4 +128,5 @@ def compress_language(
         name="perplexity",
         unit=f"{experiment.split} perplexity",
     )
-    return compressed(experiment, subject, pathlib.Path(workdir), facts={})
+    folder = pathlib.Path(workdir)
+    return tuned_too(experiment, subject, experiment.seed, folder, facts={})

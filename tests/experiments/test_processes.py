@@ -59,6 +59,15 @@ def options(tiny_model, tmp_path_factory):
     return {**given, **small, **CHANCE, "checkpoint_every": 3}
 
 
+@pytest.fixture(scope="module")
+def decoder(tiny_decoder):
+    """Options of a language model's run whose text stays at the edge."""
+    folder = str(tiny_decoder(family="gpt2", kv_heads=4, dropout=0.2))
+    given = dict(task=f"{folder}/text.txt", model=folder, window=8, batch_size=8)
+    cut = dict(after=("embed", "layer_0/attention"), forward="quantize(8)")
+    return {**given, **cut, "limit": 24, "eval_limit": 0, "micro": 2, "in_flight": 2}
+
+
 class Both:
     """The processes of an edge and a cloud, in a folder of their own."""
 
@@ -137,18 +146,6 @@ class Both:
             one.wait()
 
 
-@pytest.fixture
-def decoder(tiny_decoder, tmp_path):
-    """The processes of a language model whose text stays at the edge."""
-    folder = str(tiny_decoder(family="gpt2", kv_heads=4, dropout=0.2))
-    options = dict(task=f"{folder}/text.txt", model=folder, window=8, batch_size=8)
-    options |= dict(limit=24, epochs=1, micro=2, in_flight=2, eval_limit=0)
-    options |= dict(after=("embed", "layer_0/attention"), forward="quantize(8)")
-    made = Both(tmp_path, options, NextToken)
-    yield made
-    made.end()
-
-
 def steps_in(folder):
     return max((line["step"] for line in log.read(folder)), default=0)
 
@@ -165,8 +162,8 @@ def both(options, tmp_path):
     """A function to the processes of a shape."""
     made = []
 
-    def make(name="plain", **more):
-        made.append(Both(tmp_path, {**options, **SHAPES[name], **more}))
+    def make(name="plain", kind=Finetune, given=options, **more):
+        made.append(Both(tmp_path, {**given, **SHAPES[name], **more}, kind))
         return made[-1]
 
     yield make
@@ -229,7 +226,8 @@ def group_is_gone(process):
 @pytest.mark.parametrize("kind", ["an encoder", "a decoder"])
 def test_finetune_in_two_processes_is_the_run_of_one(kind, both, decoder, tmp_path):
     """All is equal, also the bytes of each step; only `seconds` is not compared."""
-    one = both(epochs=1) if kind == "an encoder" else decoder
+    more = dict(kind=NextToken, given=decoder) if kind == "a decoder" else {}
+    one = both(epochs=1, **more)
     work = ("--config.mode=processes", "--workdir=work")
     done = one.start("finetune", *work, name="finetune")
     assert done.wait(SECONDS) == 0, one.tail()

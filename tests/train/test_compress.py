@@ -20,10 +20,11 @@ from splitjax.factors.smartdeal_pack import pack, stored_bytes
 from splitjax.train import compress as compressing
 from splitjax.train.compress import compress, measured, params_of
 from splitjax.train.compress_methods import coded, fitted
-from splitjax.train.compress_options import TUNES, Compress, Tuned
+from splitjax.train.compress_options import Compress, Tuned
 from splitjax.train.compress_table import plot, table
 from splitjax.train.finetune import Finetune
 from splitjax.train.loop import open_trained, predict
+from splitjax.train.tuning import TUNES
 
 OPTIONS = dict(batch_size=8, max_length=8, epochs=1, shares=(0.5,), fisher_examples=20)
 KERNELS = {(16, 16): (8, 4), (16, 32): (2, 5), (32, 16): (2, 5)}  # count, rank

@@ -2,16 +2,20 @@ import dataclasses
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from splitjax.core.factor import is_factor, materialize
+from splitjax.train.compress import params_of
 from splitjax.train.compress_language import (
     CompressLanguage,
+    TunedLanguage,
     compress_language,
     measured,
 )
 from splitjax.train.compress_methods import fitted
 from splitjax.train.language import open_model, scorer
+from splitjax.train.loop import open_trained
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +85,50 @@ def test_options_that_make_no_sense_are_refused(experiment):
             dataclasses.replace(experiment, **{name: value}).validate()
     with pytest.raises(ValueError, match="one thing each"):
         dataclasses.replace(experiment, factors=()).validate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tune", ["lrpet", "lrpet_rows"])
+def test_what_was_compressed_trains_on_at_its_rank(tune, made, experiment, tmp_path):
+    """Its text says the next words by chance: a model can only forget what it knew."""
+    given = dict(tune=tune, tune_steps=6, tune_every=2, tune_rate=0.03, tune_window=8)
+    one = dataclasses.replace(experiment, factors=("svd",), **given)
+    one.validate()
+    dense, row = compress_language(one, tmp_path)
+    old = made[0][1]
+    assert (row["value"], row["parameters"]) == (old["value"], old["parameters"])
+    assert dense["tuned"] is None and row["tuned"] < 0.8 * row["value"]
+    place = tmp_path / f"{tune}_svd_0.6"
+    summary = json.loads((place / "summary.json").read_text())
+    assert summary["steps"] == 6 and summary["metric_name"] == "dev perplexity"
+    # A tied head is none of its own, in the run as in what was compressed.
+    assert summary["parameters"] == dense["parameters"]
+    opened = open_model(experiment.model)
+    weights = measured(one, opened)
+    run = open_trained(one.tuned("svd", 0.6, opened.params, weights), 0, place)
+    kernel = params_of(run)["layer_0/ffn"]["gate"]["kernel"]
+    values = np.linalg.svd(kernel, compute_uv=False)
+    assert values[5] < 1e-5 * values[0] < values[4]
+    again = scorer(opened)(params_of(run), experiment.windows(opened.tokenizer))
+    assert row["tuned"] == pytest.approx(again["perplexity"], rel=1e-4)
+
+
+def test_a_tuned_run_is_of_its_point(experiment):
+    one = dataclasses.replace(experiment, tune="factors")
+    runs = [
+        dataclasses.replace(one, **more).tuned(factor, 0.6, {})
+        for factor, more in (
+            ("svd", {}),
+            ("fwsvd", {}),
+            ("svd", dict(fisher_window=9)),
+            ("svd", dict(tune_rate=1e-3)),
+        )
+    ]
+    assert all(isinstance(run, TunedLanguage) for run in runs)
+    assert len({json.dumps(run.identity(0)) for run in runs}) == 4
+    assert runs[0].tied and runs[0].metric == "perplexity" and runs[0].mode == "unsplit"
+    runs[0].validate()
+    with pytest.raises(ValueError, match="tune='lrpet' after factors='mpo'"):
+        dataclasses.replace(one, tune="lrpet", factors=("mpo",)).validate()
+    with pytest.raises(ValueError, match="tune_batch=0: it must be 1 or more"):
+        dataclasses.replace(one, tune_batch=0).validate()

@@ -15,6 +15,7 @@ from splitjax.models.decoder import decoder
 from splitjax.storage import log
 from splitjax.train import loop
 from splitjax.train.language import Opened, folder_of, read_config, scorer
+from splitjax.train.next_token import NextToken
 
 PLACES = ("embed", "layer_0/attention", "layer_0/ffn", "norm")
 CUTS = [(place,) for place in PLACES] + [PLACES[:2], ("layer_0", "norm")]
@@ -264,3 +265,18 @@ def test_experts_begin_as_the_dense_model_and_share_their_cores(ran, runs):
     assert seen.summary["parameters"] > dense["parameters"]
     [line] = [line for line in log.read(seen.folder) if "loss" in line]
     assert 0.25 <= line["layer_0/ffn/busiest"] <= 1 and "layer_0/ffn/dropped" in line
+
+
+@pytest.mark.slow
+@pytest.mark.real("smollm2", "wikitext2")
+def test_smollm2_through_its_cut(tmp_path):
+    """With both ends at the edge, in the pieces of configs/lm_smollm2_wikitext.py."""
+    few = dict(window=1023, limit=1, eval_limit=1, batch_size=1, score_on=("test",))
+    run = loop.open_run(NextToken(after=("layer_1", "layer_28"), **few), 0, tmp_path)
+    held = run.parts.split.cut.owners, run.parts.params
+    sizes = {"edge": 0, "cloud": 0}
+    for owner, params in zip(*held, strict=True):
+        sizes[owner] += sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert sizes == {"edge": 67_243_968, "cloud": 95_582_592}
+    # That of tests/train/test_language.py, in one piece.
+    assert loop.evaluate(run)["test"] == pytest.approx(13.8215, abs=2e-3)
