@@ -61,11 +61,7 @@ class Pipeline:
             keeps what this one recomputes.
         """
         again = [self.again[own[0]] for own in self.parts]
-        if kind in ("last", "shifted") and again[-1]:
-            raise ValueError(
-                f"in a schedule {kind!r} the last stage recomputes nothing: make the "
-                "last number of `recompute` 0"
-            )
+        _check_last(kind, again[-1])
         count = self.micro if micro is None else micro
         lists = schedule(len(self.parts), count, kind, recompute=again)
         new = dataclasses.replace(self, lists=lists)
@@ -250,8 +246,7 @@ def mpmd(
             f"recompute={counts}: expected a number for each of the {len(spans)} "
             f"stages, up to its {[len(span) for span in spans]} blocks"
         )
-    if kind in ("last", "shifted"):
-        counts[-1] = 0
+    _check_last(kind, counts[-1] > 0)
     ends, again, parts = [], [], []
     for span, count in zip(spans, counts, strict=True):
         own = [(span.start + count, True)] if count else []
@@ -278,6 +273,14 @@ def mpmd(
         schedule(len(spans), micro, kind, recompute=[bool(c) for c in counts]),
         lent,
     )
+
+
+def _check_last(kind: str, recomputes: bool) -> None:
+    if kind in ("last", "shifted") and recomputes:
+        raise ValueError(
+            f"in a schedule {kind!r} the last stage recomputes nothing: make the last "
+            "number of `recompute` 0"
+        )
 
 
 def _check_cuts(cuts: Sequence[int], blocks: int) -> None:

@@ -11,6 +11,7 @@ from splitjax.parallel.machine import Machine
 from splitjax.parallel.partition import chosen, even
 from splitjax.parallel.plan import Candidate, best, candidates
 from splitjax.parallel.stages import Plan, staged
+from splitjax.train.bench import CLOCKS
 from splitjax.train.plan_measure import Measured, matrix_rate, measured, stream_rate
 from splitjax.train.plan_options import Planning
 from splitjax.train.plan_subject import subject
@@ -86,19 +87,22 @@ def plan_and_measure(options: Planning) -> Found:
         logging.info("no even cut: %s", error)
     times = even_times = None
     if options.measure:
-        times = measured(made, about, rounds=options.rounds)
+        watch: dict[str, Any] = {"rounds": options.rounds}
+        watch["clock"] = CLOCKS[options.clock]
+        times = measured(made, about, **watch)
         if other is not None and other.cuts != made.cuts:
-            even_times = measured(other, about, rounds=options.rounds)
+            even_times = measured(other, about, **watch)
     return Found(made, other, looked_at, times, even_times, machine)
 
 
 def machine_of(options: Planning) -> Machine:
     """What is known of a device; what is not told is timed on the first one here."""
+    clock = CLOCKS[options.clock]
     return Machine(
-        options.gflops * GIGA or matrix_rate(),
+        options.gflops * GIGA or matrix_rate(clock=clock),
         options.link_gb * GIGA or float("inf"),
         int(options.memory_gb * GIGA) or None,
-        stream_bytes_per_second=options.stream_gb * GIGA or stream_rate(),
+        stream_bytes_per_second=options.stream_gb * GIGA or stream_rate(clock=clock),
     )
 
 

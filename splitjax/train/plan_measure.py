@@ -3,6 +3,7 @@
 import dataclasses
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,8 +17,12 @@ from splitjax.parallel.stages import Plan
 from splitjax.parallel.timeline import Timeline, simulate
 from splitjax.train.plan_subject import Subject
 
+Clock = Callable[[], float]
 
-def matrix_rate(size: int = 1024, rounds: int = 3) -> float:
+
+def matrix_rate(
+    size: int = 1024, rounds: int = 3, *, clock: Clock = time.perf_counter
+) -> float:
     """Operations a second of one device, in a product of square float32 matrices.
 
     Example:
@@ -25,10 +30,12 @@ def matrix_rate(size: int = 1024, rounds: int = 3) -> float:
       True
     """
     a = jnp.ones((size, size), jnp.float32)
-    return 2 * size**3 / _quickest(jax.jit(jnp.matmul), (a, a), rounds)
+    return 2 * size**3 / _quickest(jax.jit(jnp.matmul), (a, a), rounds, clock)
 
 
-def stream_rate(count: int = 2**24, rounds: int = 3) -> float:
+def stream_rate(
+    count: int = 2**24, rounds: int = 3, *, clock: Clock = time.perf_counter
+) -> float:
     """Bytes a second that one device moves in a sum of two float32 arrays.
 
     Example:
@@ -36,16 +43,16 @@ def stream_rate(count: int = 2**24, rounds: int = 3) -> float:
       True
     """
     a = jnp.ones(count, jnp.float32)
-    return 3 * a.nbytes / _quickest(jax.jit(jnp.add), (a, a), rounds)
+    return 3 * a.nbytes / _quickest(jax.jit(jnp.add), (a, a), rounds, clock)
 
 
-def _quickest(run: Any, arguments: tuple, rounds: int) -> float:
+def _quickest(run: Any, arguments: tuple, rounds: int, clock: Clock) -> float:
     run(*arguments).block_until_ready()
     took = []
     for _ in range(rounds):
-        start = time.perf_counter()
+        start = clock()
         run(*arguments).block_until_ready()
-        took.append(time.perf_counter() - start)
+        took.append(clock() - start)
     return min(took)
 
 
@@ -58,7 +65,7 @@ class Measured:
       recompute: likewise; 0 where nothing is computed again.
       backward: likewise.
       timeline: of the schedule with these times.
-      wall: seconds of a whole step, on the cores of this machine.
+      whole: seconds of a whole step, on the cores of this machine.
       loss: of it.
     """
 
@@ -66,17 +73,24 @@ class Measured:
     recompute: tuple[float, ...]
     backward: tuple[float, ...]
     timeline: Timeline
-    wall: float
+    whole: float
     loss: float
 
 
-def measured(plan: Plan, about: Subject, *, rounds: int = 3) -> Measured:
+def measured(
+    plan: Plan,
+    about: Subject,
+    *,
+    rounds: int = 3,
+    clock: Clock = time.perf_counter,
+) -> Measured:
     """Runs a plan: each operation alone, then whole steps.
 
     Args:
       plan: without an axis tensor.
       about: its model; every micro-batch is the same.
       rounds: steps of each; their medians are given.
+      clock: in seconds.
 
     Raises:
       ValueError: for a plan with an axis tensor.
@@ -92,14 +106,14 @@ def measured(plan: Plan, about: Subject, *, rounds: int = 3) -> Measured:
     jax.block_until_ready(pipe.value_and_grad(*parts, batches, key=key))  # compiles
     took: dict[tuple[int, str], list[float]] = {}
     for _ in range(rounds):
-        for place, times in pipe.seconds(*parts, batches, key=key).items():
+        for place, times in pipe.seconds(*parts, batches, key=key, clock=clock).items():
             took.setdefault(place, []).extend(times)
-    walls, loss = [], 0.0
+    whole, loss = [], 0.0
     for _ in range(rounds):
-        start = time.perf_counter()
+        start = clock()
         (value, _), grads = pipe.value_and_grad(*parts, batches, key=key)
         jax.block_until_ready(grads)
-        walls.append(time.perf_counter() - start)
+        whole.append(clock() - start)
         loss = float(value)
     each = {
         kind: tuple(
@@ -119,7 +133,7 @@ def measured(plan: Plan, about: Subject, *, rounds: int = 3) -> Measured:
         each[RECOMPUTE],
         each[BACKWARD],
         times,
-        statistics.median(walls),
+        statistics.median(whole),
         loss,
     )
 

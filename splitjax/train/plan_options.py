@@ -5,6 +5,7 @@ import math
 
 from splitjax.parallel.mesh import parse
 from splitjax.parallel.schedule import KINDS
+from splitjax.train.bench import CLOCKS
 from splitjax.train.experiment import check, option
 
 
@@ -34,10 +35,14 @@ class Planning:
     widths: tuple[int, ...] = option((), "what an axis tensor must divide: heads, ...")
     measure: bool = option(True, "run the stages, of the plan and of an even cut")
     rounds: int = option(3, "steps that are timed")
+    clock: str = option(
+        "wall", "or 'cpu': what other programs take of a core is not counted"
+    )
 
     def validate(self) -> None:
         """Raises a ValueError for options that make no sense."""
         check(self.kind, "kind", KINDS)
+        check(self.clock, "clock", tuple(CLOCKS))
         for name in ("devices", "micro", "rows", "tokens", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be 1 or more")

@@ -118,7 +118,7 @@ def text(found: Found) -> str:
         if times is not None:
             sums = zip(times.forward, times.recompute, times.backward, strict=True)
             line += [_ms(max(map(sum, sums))), _ms(float(times.timeline.makespan))]
-            line += [_idle(times.timeline), _ms(times.wall)]
+            line += [_idle(times.timeline), _ms(times.whole)]
         cells.append(line)
     parts.append(markdown(head, cells))
     if found.times is not None:
@@ -149,7 +149,7 @@ def write(found: Found, path: pathlib.Path) -> None:
             "stages": rows(plan, times),
             "makespan": float(plan.timeline.makespan),
             "measured_makespan": times and float(times.timeline.makespan),
-            "wall": times and times.wall,
+            "whole": times and times.whole,
             "loss": times and times.loss,
         }
         for name, plan, times in both
@@ -206,8 +206,8 @@ def _idle(times: Timeline) -> str:
 
 
 def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g} ms" if seconds < 10 else f"{seconds:.3g} s"
+    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def _bytes(count: int) -> str:
-    return f"{count / 1e6:.3g} MB"
+    return f"{count / 1e6:.3g} MB" if count < 1e9 else f"{count / 1e9:.3g} GB"

@@ -127,3 +127,21 @@ def test_bench_split_measures_every_part(run):
         "float32, edge process, peak memory",
     ):
         assert part in names
+
+
+@pytest.mark.slow
+def test_plan_prints_its_stages_and_draws_them(run):
+    """Of an experiment's model, on two virtual devices."""
+    (run.folder / "planned.py").write_text(
+        "from splitjax.train.plan_options import Planning\n\n\ndef get_config():\n"
+        "    how = dict(devices=2, mesh='pipe=2', micro=2, rounds=1)\n"
+        "    return Planning(model='mine.py', **how)\n"
+    )
+    done = run("plan", config="planned.py")
+    assert done.returncode == 0, done.stderr
+    folder = run.folder / "runs" / "planned"
+    assert (folder / "plan.md").read_text() in done.stdout
+    stages = json.loads((folder / "plan.json").read_text())["planned"]["stages"]
+    assert [row["first"] for row in stages][0] == "embed"
+    assert all(row["measured_seconds"] > 0 for row in stages)
+    assert image.imread(folder / "plan.png").std() > 0.01

@@ -324,6 +324,7 @@ def test_a_wrong_number_of_batches_is_refused(mixed, made, batches):
         (dict(homes=jax.devices()[:2]), "3 stages need 3 places, not 2"),
         (dict(homes=jax.devices()[:1] * 3), "two stages share"),
         (dict(kind="last"), "no stage recomputes"),
+        (dict(kind="last", recompute=[1, 1, 1]), "the last number of `recompute`"),
     ],
 )
 def test_a_wrong_pipeline_is_refused(how, message):
