@@ -1,5 +1,6 @@
 """Which values a codec can take, and zero in the place of the others."""
 
+import math
 from typing import Any
 
 import jax
@@ -37,8 +38,9 @@ def clearly_within(x: jax.Array) -> jax.Array:
       >>> bool(clearly_within(jnp.ones(3))), bool(clearly_within(jnp.array([jnp.nan])))
       (True, False)
     """
-    rows = x.reshape(-1, x.shape[-1]) if x.ndim else x.reshape(1, 1)
-    weights = jnp.full((rows.shape[1],), 16.0, jnp.float32)
+    width = x.shape[-1] if x.ndim else 1
+    rows = x.reshape(math.prod(x.shape[:-1]), width)
+    weights = jnp.full((width,), 16.0, jnp.float32)
     how = {"precision": jax.lax.Precision.HIGHEST}
     sums = jnp.matmul(rows.astype(jnp.float32), weights, **how)
     return jnp.all(jnp.isfinite(sums))
