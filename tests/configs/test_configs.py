@@ -13,6 +13,7 @@ from splitjax.train.hijack_options import Hijack
 from splitjax.train.language import ARCHIVES, Language
 from splitjax.train.next_token import NextToken
 from splitjax.train.plan_options import Planning
+from splitjax.train.residuals import Residuals
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
@@ -25,7 +26,8 @@ def test_there_are_configs():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_makes_sense(name):
     experiment = flags.load(str(ROOT / "configs" / name))
-    assert isinstance(experiment, Experiment | Hijack | Language | Planning)
+    kinds = Experiment | Hijack | Language | Planning | Residuals
+    assert isinstance(experiment, kinds)
     experiment.validate()
     if isinstance(experiment, Planning):
         assert experiment.model in ARCHIVES or pathlib.Path(experiment.model).is_file()

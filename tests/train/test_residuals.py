@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+from splitjax.train.residual_network import ARMS, network
+from splitjax.train.residuals import Residuals, play, table
+
+SMALL = dict(widths=(4,), epochs=2, batch_size=32, limit=192, every=4, first=1e-3)
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return {arm: play(Residuals(**SMALL), arm, 0) for arm in ("exact", "8 bits")}
+
+
+def test_it_learns_as_an_exact_network_does(runs):
+    """From one start in one order, so that losses differ by what codes lose alone."""
+    exact, coded = runs["exact"], runs["8 bits"]
+    assert exact["loss"] < np.log(10)
+    assert exact["loss"] != coded["loss"]
+    assert coded["loss"] == pytest.approx(exact["loss"], abs=0.02)
+    assert exact["missed"] == 0
+    assert coded["missed"] > 0  # 8 bits reach over .5 at the first bound of .001
+
+
+def test_bounds_were_moved_and_ratios_are_of_real_bytes(runs):
+    exact, coded = runs["exact"], runs["8 bits"]
+    assert set(coded["bounds"]) == {"conv_00", "head"} and not exact["bounds"]
+    assert all(bound != pytest.approx(1e-3) for bound in coded["bounds"].values())
+    assert coded["bytes"]["conv_00"][0] == 4 * 32 * 8 * 8
+    assert coded["bytes"]["head"][0] == 4 * 32 * 4 * 4 * 4
+    assert exact["ratio"] == 1 and coded["ratio"] > 2
+    each = [a / b for a, b in coded["bytes"].values()]
+    assert min(each) < coded["ratio"] < max(each)
+
+
+def test_less_is_kept_in_memory(runs):
+    assert runs["8 bits"]["kept"] < runs["exact"]["kept"] / 3
+    lines = table([{"name": name, "runs": [run]} for name, run in runs.items()])
+    assert len(lines.splitlines()) == 4 and "1.0x" in lines
+
+
+def test_every_arm_has_its_network():
+    assert all(callable(network(arm).logits) for arm in ARMS)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"arms": ("exakt",)}, "arms='exakt'"),
+        ({"every": 0}, "every=0"),
+        ({"widths": ()}, "widths, seeds and arms"),
+    ],
+)
+def test_bad_options_are_told(wrong, text):
+    with pytest.raises(ValueError, match=text):
+        Residuals(**wrong).validate()
+
+
+def test_pictures_must_halve():
+    with pytest.raises(ValueError, match="cannot be halved 4 times"):
+        Residuals(widths=(2, 2, 2, 2)).pictures("train")
