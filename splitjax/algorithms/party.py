@@ -1,19 +1,27 @@
 """What the owner of some segments does when a tick visits one of them."""
 
 from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from splitjax.core.algorithm import Hop
 from splitjax.core.codec import Context
 from splitjax.core.memory import ids_of
 from splitjax.core.message import gradient_of
 from splitjax.core.split import BACKWARD, FORWARD, Split
+from splitjax.core.tree import Tree, is_float
+from splitjax.privacy.detector import Scrutinizer
+
+VERDICT = ("gap", "hijacked", "blown_up")
 
 
 class Party:
     """What an owner does at a visit; the same code for both."""
 
-    def __init__(self, split: Split, micro: int):
-        self.split, self.micro = split, micro
+    def __init__(self, split: Split, micro: int, watch: Scrutinizer | None = None):
+        self.split, self.micro, self.watch = split, micro, watch
         self.label_up = split.cut.owners[-1] == "cloud"
 
     def trained(self, params: dict) -> dict:
@@ -47,6 +55,10 @@ class Party:
             gradient, changes[name] = self.split.inlet(
                 index, BACKWARD, message["g"], mine[name]
             )
+            if self.watch and index == 0:
+                rows = one_row_each(gradient, batch["target"]["y"])
+                changes["watch"], seen = self.watch.update(mine["watch"], *rows)
+                metrics |= {name: seen[name].astype(jnp.float32) for name in VERDICT}
         weight = live["weight"] if self.micro > 1 else 1.0
         own = mine["params"][str(index)]
         kept = live[f"residuals/{index}"]
@@ -104,6 +116,33 @@ class Party:
             index - 1, BACKWARD, g, mine[name], ctx
         )
         return {"g": message}
+
+
+def one_row_each(gradient: Tree, labels: Any) -> tuple[jax.Array, jax.Array]:
+    """The floats of a message's gradient, (B, ...) in float32, and the labels (B,).
+
+    Raises:
+      ValueError: where examples have no rows of their own, or labels are no classes.
+
+    Example:
+      >>> g = {"h": jnp.ones((2, 3)), "skip": jnp.ones((2, 1, 1)), "mask": None}
+      >>> one_row_each(g, jnp.array([0, 1]))[0].shape
+      (2, 4)
+    """
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"a scrutinizer compares gradients of classes; labels are {labels.dtype}"
+        )
+    leaves = [a for a in jax.tree.leaves(gradient) if is_float(a)]
+    count = len(labels)
+    if any(not a.shape or a.shape[0] != count for a in leaves):
+        raise ValueError(
+            f"a scrutinizer compares gradients of examples, and in this message the "
+            f"{count} examples have no row each: {[a.shape for a in leaves]}. Leave "
+            "out ragged and c3"
+        )
+    rows = [a.astype(jnp.float32).reshape(count, -1) for a in leaves]
+    return jnp.concatenate(rows, 1), labels
 
 
 def predict(party: Party) -> tuple[tuple[Hop, ...], Callable]:

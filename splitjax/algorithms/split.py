@@ -12,6 +12,7 @@ from splitjax.core.algorithm import Algorithm, Hop, add_metrics
 from splitjax.core.memory import blank, fill, memories
 from splitjax.core.split import BACKWARD, FORWARD, Split
 from splitjax.optim.clip import square_norm
+from splitjax.privacy.detector import Scrutinizer
 
 
 def split_learning(
@@ -21,6 +22,7 @@ def split_learning(
     *,
     micro: int = 1,
     exact_norm: bool = False,
+    watch: Scrutinizer | None = None,
 ) -> Algorithm:
     """One edge and one cloud train one model; every slot is a run of its own.
 
@@ -37,13 +39,16 @@ def split_learning(
       micro: ticks (micro-batches) in one optimizer step.
       exact_norm: one more hop at the end of a step sends the square of the norm of the
         edge's gradient up and the total down. Otherwise norms are per party.
+      watch: on the edge, of the gradients that it gets (see `privacy.scrutinizer`); its
+        verdict is in the metrics: "gap", "hijacked" and "blown_up".
 
     Returns:
       An algorithm. A batch is `{"x", "target", "weight"}`: the model's input, what the
       loss takes, and the micro-batch's share of its step's examples, a float32.
 
     Raises:
-      ValueError: when owners do not alternate, or micro < 1.
+      ValueError: when owners do not alternate, micro < 1, or there is something to
+        watch and no gradient comes.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -79,7 +84,9 @@ def split_learning(
         )
     if micro < 1:
         raise ValueError(f"micro must be 1 or more: {micro}")
-    party = Party(split, micro)
+    if watch and (count == 1 or split.frozen):
+        raise ValueError("a scrutinizer needs an edge that gets gradients: none come")
+    party = Party(split, micro, watch)
     turns = 2 * (count - 1) - split.frozen
     txs = {
         "edge": optax.with_extra_args_support(edge_tx),
@@ -119,6 +126,8 @@ def split_learning(
                     end = "tx" if direction == tx else "rx"
                     entry[f"link/{number}/{direction}"] = blank(ends[direction][end])
             made[owner] = entry if mine else {}
+        if watch:
+            made["edge"]["watch"] = watch.init()
         return made["edge"], (), made["cloud"]
 
     def remember(edge, shared, slot, x):

@@ -17,7 +17,7 @@ from splitjax.core.stage import Stage, still
 from splitjax.core.tree import Tree, spec_of
 from splitjax.metrics.flops import edge_share
 from splitjax.models import pretrained
-from splitjax.privacy import guarded, leak_loss
+from splitjax.privacy import guarded, leak_loss, scrutinizer
 from splitjax.train.codec_text import codec_of
 from splitjax.train.experiment import Experiment, Parts, check, option
 from splitjax.train.task import SCORES, Task
@@ -48,13 +48,16 @@ class CutExperiment(Experiment):
     map_rows: bool = option(
         False, "what codecs remember of examples stays on disk, in a memory map"
     )
+    scrutinize: bool = option(
+        False, "the edge watches whether gradients are those of a classifier (FSHA)"
+    )
     forward: str = option("", "codecs of activations, as 'c3(4) + quantize(8)'")
     backward: str = option("", "codecs of gradients, likewise")
 
     OF_THE_CUT: ClassVar[tuple[str, ...]] = (
         *Experiment.OF_THE_CUT,
         *("after", "label_side", "frozen_edge", "forward", "backward"),
-        *("leak", "edge_dropout"),
+        *("leak", "edge_dropout", "scrutinize"),
     )
     WATCHING: ClassVar[tuple[str, ...]] = (*Experiment.WATCHING, "map_rows")
     SCORES: ClassVar[dict[str, Callable]] = SCORES  # by what a run may be scored
@@ -78,6 +81,11 @@ class CutExperiment(Experiment):
                     f"leak={self.leak} is a loss for the edge to learn from, and "
                     "frozen_edge=True keeps it from learning"
                 )
+        if self.scrutinize and self.frozen_edge:
+            raise ValueError(
+                "scrutinize=True watches the gradients that an edge gets, and with "
+                "frozen_edge=True none are sent"
+            )
         for text in filter(None, (self.forward, self.backward)):
             codec_of(text)
 
@@ -178,11 +186,14 @@ class CutExperiment(Experiment):
         steps = min(steps, self.steps) if self.steps else steps
         tx = self.constrained(self.tx(steps), params, steps, steps_per_epoch)
         exact = self.exact_norm and bool(self.clip)
+        watch = scrutinizer() if self.scrutinize and apart else None
         rows, size = jax.tree.leaves(x)[0].shape[0], -(-self.batch_size // self.micro)
         owned = split.cut.partition(params)
         return Parts(
             split=split,
-            algorithm=split_learning(split, tx, micro=self.micro, exact_norm=exact),
+            algorithm=split_learning(
+                split, tx, micro=self.micro, exact_norm=exact, watch=watch
+            ),
             params=owned,
             state=split.cut.partition(state),
             score=self.SCORES[self.metric or about.metric],

@@ -24,6 +24,7 @@ from splitjax.train import attack
 from splitjax.train.drivers import ToCloud, halves_of, make_driver, saved_tick
 from splitjax.train.experiment import Experiment, Parts
 from splitjax.train.report import summarize
+from splitjax.train.scrutiny import told
 from splitjax.train.spending import spending
 from splitjax.train.trace import Trace
 
@@ -261,6 +262,7 @@ def _train(
                 step, loss = run.state.step, float(metrics["loss"])
                 if not np.isfinite(loss):
                     raise FloatingPointError(f"the loss is {loss} at step {step}")
+                told(facts, metrics, step)
                 sent = meter.totals(kind="train")
                 log.write(step, **metrics, up=sent["bytes_up"], down=sent["bytes_down"])
                 bar.update()
