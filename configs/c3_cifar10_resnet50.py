@@ -3,13 +3,16 @@
 Paper: C3-SL (arXiv 2207.12397). Its authors' public logs have 87.63 % uncompressed,
   87.54 at R=4 and 87.49 at R=16: single runs, the best test epoch of 100 to 150. Their
   weights are torchvision's, ours are Keras's first version
-Run: python -m experiments.finetune --config=configs/c3_cifar10_resnet50.py
+Run: python -m experiments.frontier --config=configs/c3_cifar10_resnet50.py
+  The honest short table: --config.limit=12800 --config.eval_limit=2000. R=4 alone:
+  experiments.finetune with this config
 Expect: 4.0x fewer bytes both ways; the edge does 86 % of the FLOPs. No whole epoch was
   run yet, so there is no accuracy to expect. Mean training loss of steps 25 to 32 of
   --config.steps=200, seed 0 (2026-11-24): 2.53 at R=4, 2.64 with unitary keys and
   centered, 2.40 uncompressed (--config.forward=), from 2.79, 2.95 and 3.09 in the first
   eight: with C3 it learns more slowly
-Cost: half an hour of CPU time an epoch (1.8 s a step of 64, measured on a busy machine)
+Cost: half an hour of CPU time an epoch (1.8 s a step of 64, on a busy machine): 6 hours
+  for the whole table, 1.6 for the short one
 """
 
 from splitjax.train.classify import Classify

@@ -13,6 +13,7 @@ import pytest
 from splitjax.codecs import (
     Context,
     Sized,
+    c3,
     cast,
     chain,
     delta,
@@ -178,6 +179,13 @@ def test_without_ids_or_memory_it_says_what_is_missing():
     for ids in (jnp.arange(2), jnp.arange(6)):  # another micro-batch's
         with pytest.raises(ValueError, match=r"ids \(.*\) for 3 examples"):
             codec.encode(jnp.asarray(X), state, Context(ids=ids))
+
+
+def test_groups_of_c3_are_no_examples():
+    codec = chain(c3(2), delta(INNER))
+    ctx = Context(ids=jnp.arange(3, dtype=jnp.int32))
+    with pytest.raises(ValueError, match=r"ids \(3,\) for 2 examples"):
+        codec.encode(jnp.asarray(X), codec.init(spec_of(X)), ctx)
 
 
 @pytest.mark.parametrize(
