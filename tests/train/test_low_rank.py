@@ -94,7 +94,8 @@ def test_the_comparison_of_a_cut_run(tmp_path):
     [last] = [line for line in lines if "alpha" in str(line)]
     told = {name: value for name, value in last.items() if name.startswith("alpha/")}
     assert set(told) == {"alpha/1/block2/0/conv/kernel"} and last["step"] == 3
-    assert told["alpha/1/block2/0/conv/kernel"] >= 1
+    # 1 but for rounding where a step moved it little; 0 before any projection.
+    assert 0.9999 < told["alpha/1/block2/0/conv/kernel"] < 2
     assert "alpha" not in str(read(tmp_path / "plain_seed_0"))
 
 
