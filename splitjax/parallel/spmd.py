@@ -101,6 +101,8 @@ def pipelined(
             out_specs=(everywhere, over),
             axis_names={"pipe"},
         )
+        if p == 1:  # XLA refuses to sum over one place beside other axes
+            run = places
         data = None if key is None else jax.random.key_data(key)
         y, aux = run(params, rows, data)
         if "loss" in aux:
@@ -135,7 +137,7 @@ def _places(
     stack: Repeat, params: Tree, state: Tree, rows: Tree, key, *, p, train, policy
 ):
     """What each place does; `params` are its own, (L / p, ...), `state` is empty."""
-    place = jax.lax.axis_index("pipe")
+    place = jax.lax.axis_index("pipe") if p > 1 else jnp.int32(0)
     n, each = len(jax.tree.leaves(rows)[0]), stack.count // p
     down = [(i, i + 1) for i in range(p - 1)]
 
@@ -160,12 +162,14 @@ def _places(
         y, aux = blocks(params, x, jnp.clip(number, 0, n - 1))
         real = (number >= 0) & (number < n)
         aux = jax.tree.map(lambda a: jnp.where(real, a, 0) / n, aux)
-        return jax.tree.map(lambda a: jax.lax.ppermute(a, "pipe", down), y), (y, aux)
+        on = jax.tree.map(lambda a: jax.lax.ppermute(a, "pipe", down), y) if down else y
+        return on, (y, aux)
 
-    start = jax.tree.map(lambda a: _varying(a[0]), rows)
+    start = jax.tree.map(lambda a: _varying(a[0]) if p > 1 else a[0], rows)
     _, (y, aux) = jax.lax.scan(tick, start, jnp.arange(n + p - 1))
-    last = jax.tree.map(lambda a: _from_last(a[p - 1 :], place == p - 1), y)
-    return last, jax.tree.map(lambda a: a.sum(0), aux)
+    if p > 1:
+        y = jax.tree.map(lambda a: _from_last(a[p - 1 :], place == p - 1), y)
+    return y, jax.tree.map(lambda a: a.sum(0), aux)
 
 
 def _varying(a: jax.Array) -> jax.Array:
