@@ -27,8 +27,8 @@ class Kernel:
 
     `impl="auto"` is "xla" on a CPU and "pallas" elsewhere, chosen when the program is
     lowered. A row that no tile holds, or an empty array, is left to XLA. To GSPMD a
-    Pallas program is opaque: on a mesh of GPUs take "xla", or call it within
-    `shard_map`.
+    Pallas program is opaque: on a mesh take "xla". No Pallas program here has run on a
+    GPU or a TPU yet: they are lowered for both in tests, and interpreted.
 
     Attributes:
       name: of the program.
