@@ -11,6 +11,7 @@ from splitjax.core.factor import Factor, cast_floats
 from splitjax.core.tree import Tree
 from splitjax.factors.product import Product
 from splitjax.models.dense import Dense
+from splitjax.optim.curvature import TAPS, watch
 
 PICTURES = ("NHWC", "HWIO", "NHWC")
 # Of variance 2 / fan-out, as ResNets and VGGs begin.
@@ -97,7 +98,13 @@ class Conv(nn.Conv):
         found = self.has_variable("params", "kernel")
         factor = self.get_variable("params", "kernel") if found else None
         if not isinstance(factor, Factor):
-            return super().__call__(inputs)
+            taps = self.get_variable("params", TAPS)
+            if taps is not None and self.feature_group_count != 1:
+                raise ValueError(
+                    f"K-FAC's taps in a convolution of {self.feature_group_count} "
+                    "groups: its factors are for one group; leave it out"
+                )
+            return watch(super().__call__, inputs, taps, self._patches)
         sides: Any = self.kernel_size
         want = (*sides, inputs.shape[-1], self.features)
         if factor.spec.shape != want or self.feature_group_count != 1:
@@ -121,19 +128,31 @@ class Conv(nn.Conv):
         return y
 
     def _convolved(self, x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, **self._window(), dimension_numbers=PICTURES
+        )
+
+    def _patches(self, x):
+        """The windows (B, H', W', I H W) that the kernel multiplies."""
+        sides: Any = self.kernel_size
+        return jax.lax.conv_general_dilated_patches(
+            x,
+            sides,
+            **self._window(),
+            dimension_numbers=PICTURES,
+            precision=jax.lax.Precision.HIGHEST,
+        )
+
+    def _window(self) -> dict[str, Any]:
         def pair(value):
             return (value, value) if isinstance(value, int) else tuple(value or (1, 1))
 
-        padding: Any = self.padding
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            pair(self.strides),
-            padding,
-            pair(self.input_dilation),
-            pair(self.kernel_dilation),
-            dimension_numbers=PICTURES,
-        )
+        return {
+            "window_strides": pair(self.strides),
+            "padding": self.padding,
+            "lhs_dilation": pair(self.input_dilation),
+            "rhs_dilation": pair(self.kernel_dilation),
+        }
 
 
 class Classifier(nn.Module):

@@ -8,12 +8,14 @@ from flax import linen as nn
 
 from splitjax.core.factor import cast_floats, dot
 from splitjax.models.weight import weight
+from splitjax.optim.curvature import TAPS, watch
 
 
 class Dense(nn.Module):
     """y = x @ kernel + bias, the kernel dense or a `Factor`.
 
-    Parameters: `kernel` (I, J) and `bias` (J,), of float32.
+    Parameters: `kernel` (I, J) and `bias` (J,), of float32; for K-FAC a node
+    `tap_kfac` beside them (`optim.with_taps`).
 
     Attributes:
       features: J, the width of the output.
@@ -44,7 +46,9 @@ class Dense(nn.Module):
         """Applies the layer to x (..., I), whose dtype may be any float."""
         shape = (x.shape[-1], self.features)
         kernel = weight(self, "kernel", shape, self.kernel_init)
-        y = dot(cast_floats(kernel, self.dtype), x.astype(self.dtype))
+        cast = cast_floats(kernel, self.dtype)
+        taps = self.get_variable("params", TAPS)
+        y = watch(lambda x: dot(cast, x), x.astype(self.dtype), taps)
         if self.use_bias:
             bias = self.param(
                 "bias", nn.initializers.zeros, (self.features,), jnp.float32

@@ -133,8 +133,8 @@ def adapt_bounds(
 
         def one(path, leaf, made, statistic):
             name = path_name(path)
-            if not name.split("/")[-1].startswith(TAP):
-                return made
+            if leaf is None or not name.split("/")[-1].startswith(TAP):
+                return made  # None: another's tap, as `dp_kfac` hides its own
             if name.split("/")[-1] != BOUND:
                 return jnp.zeros_like(leaf)
             momentum = kernels[_parent(name)]
