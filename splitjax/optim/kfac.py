@@ -105,7 +105,7 @@ def dp_kfac(
     Example:
       >>> from splitjax.optim.curvature import TAPS, watch, with_taps
       >>> params = with_taps({"kernel": jnp.array([[1.0], [1.0]])})
-      >>> x = jnp.array([[1.0, 0.0], [0.0, 0.01]])  # ill-conditioned
+      >>> x = jnp.array([[1.0, 0.0], [0.0, 0.1]])  # ill-conditioned
       >>> tx = dp_kfac(optax.sgd(0.5), damping=1e-12, ema_old=0.0, kl_clip=None)
       >>> def loss(p):
       ...     y = watch(lambda x: x @ p["kernel"], x, p[TAPS])

@@ -61,8 +61,8 @@ def state_specs(state: KfacState, axis_name: str) -> KfacState:
       >>> from splitjax.optim import dp_kfac, with_taps
       >>> params = with_taps({"kernel": jnp.ones((2, 1))})
       >>> state = dp_kfac(optax.sgd(1), kl_clip=None).init(params)
-      >>> state_specs(state, "data").curvature["2x1"].a
-      PartitionSpec('data',)
+      >>> state_specs(state, "data").curvature["2x1"].a == PartitionSpec("data")
+      True
     """
     specs = jax.tree.map(lambda _: PartitionSpec(), state)
     owned = jax.tree.map(lambda _: PartitionSpec(axis_name), state.curvature)
