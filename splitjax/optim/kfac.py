@@ -156,9 +156,9 @@ def dp_kfac(
             one.name: identity(one.length, one.inputs, one.outputs, method)
             for one in stacks(params, shards)
         }
-        zero = jnp.int32(0)
+        one, two, three, four = (jnp.int32(0) for _ in range(4))  # to be donated
         held = inner.init(without_own(params))
-        return KfacState(zero, known, zero, zero, zero, held)
+        return KfacState(one, known, two, three, four, held)
 
     def update(updates, state, params=None, *, step=None, **extra):
         if params is None:
