@@ -14,12 +14,8 @@ machine that others use, too, --clock=cpu counts the time of this process alone.
 Example: python -m experiments.bench_cloud --workdir=runs/bench --only=kernels
 """
 
-import functools
-import os
 import pathlib
-import re
 
-import jax
 from absl import flags as absl_flags
 
 from splitjax.train import bench, bench_kernels, flags
@@ -33,21 +29,13 @@ PARTS = {**bench_kernels.PARTS}
 
 def main(_: list[str]) -> None:
     """Measures every part in turn."""
-    # XLA counts the cores when it starts.
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    timed = functools.partial(
-        bench.interleaved, rounds=ROUNDS.value, clock=bench.CLOCKS[CLOCK.value]
+    bench.main(
+        PARTS,
+        pathlib.Path(WORKDIR.value, "bench_cloud.json"),
+        rounds=ROUNDS.value,
+        only=ONLY.value,
+        clock=CLOCK.value,
     )
-    made: list[dict] = []
-    for name, part in PARTS.items():
-        if re.search(ONLY.value, name):
-            made += part(timed)
-    if not made:
-        raise SystemExit(
-            f"--only={ONLY.value}: no such part; there are: {', '.join(PARTS)}"
-        )
-    bench.finish(made, pathlib.Path(WORKDIR.value, "bench_cloud.json"))
 
 
 if __name__ == "__main__":

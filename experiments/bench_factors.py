@@ -9,12 +9,8 @@ time of this process alone.
 Example: python -m experiments.bench_factors --workdir=runs/bench --only=projection
 """
 
-import functools
-import os
 import pathlib
-import re
 
-import jax
 from absl import flags as absl_flags
 
 from splitjax.train import bench, bench_factors, flags
@@ -27,21 +23,13 @@ CLOCK = absl_flags.DEFINE_enum("clock", "wall", list(bench.CLOCKS), "what is cou
 
 def main(_: list[str]) -> None:
     """Measures every part in turn."""
-    # XLA counts the cores when it starts.
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    timed = functools.partial(
-        bench.interleaved, rounds=ROUNDS.value, clock=bench.CLOCKS[CLOCK.value]
+    bench.main(
+        bench_factors.PARTS,
+        pathlib.Path(WORKDIR.value, "bench_factors.json"),
+        rounds=ROUNDS.value,
+        only=ONLY.value,
+        clock=CLOCK.value,
     )
-    made: list[dict] = []
-    for name, part in bench_factors.PARTS.items():
-        if re.search(ONLY.value, name):
-            made += part(timed)
-    if not made:
-        parts = ", ".join(bench_factors.PARTS)
-        raise SystemExit(f"--only={ONLY.value}: no such part; there are: {parts}")
-    path = pathlib.Path(WORKDIR.value, "bench_factors.json")
-    bench.finish(made, path)
 
 
 if __name__ == "__main__":

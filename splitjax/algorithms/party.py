@@ -14,7 +14,7 @@ from splitjax.core.split import BACKWARD, FORWARD, Split
 from splitjax.core.tree import Tree, is_float
 from splitjax.privacy.detector import Scrutinizer
 
-VERDICT = ("gap", "hijacked", "blown_up")
+VERDICT = ("gap", "hijacked", "blown_up")  # two flags: `add_metrics` keeps a true one
 
 
 class Party:
@@ -58,7 +58,7 @@ class Party:
             if self.watch and index == 0:
                 rows = one_row_each(gradient, batch["target"]["y"])
                 changes["watch"], seen = self.watch.update(mine["watch"], *rows)
-                metrics |= {name: seen[name].astype(jnp.float32) for name in VERDICT}
+                metrics |= {name: seen[name] for name in VERDICT}
         weight = live["weight"] if self.micro > 1 else 1.0
         own = mine["params"][str(index)]
         kept = live[f"residuals/{index}"]
@@ -122,7 +122,8 @@ def one_row_each(gradient: Tree, labels: Any) -> tuple[jax.Array, jax.Array]:
     """The floats of a message's gradient, (B, ...) in float32, and the labels (B,).
 
     Raises:
-      ValueError: where examples have no rows of their own, or labels are no classes.
+      ValueError: where examples have no rows of their own, or labels are no classes,
+        one of each example.
 
     Example:
       >>> g = {"h": jnp.ones((2, 3)), "skip": jnp.ones((2, 1, 1)), "mask": None}
@@ -132,6 +133,11 @@ def one_row_each(gradient: Tree, labels: Any) -> tuple[jax.Array, jax.Array]:
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
             f"a scrutinizer compares gradients of classes; labels are {labels.dtype}"
+        )
+    if labels.ndim != 1:
+        raise ValueError(
+            f"a scrutinizer compares gradients of examples with one class each; labels "
+            f"have the shape {labels.shape}, not (B,). Leave it out for such a task"
         )
     leaves = [a for a in jax.tree.leaves(gradient) if is_float(a)]
     count = len(labels)

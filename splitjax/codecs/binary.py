@@ -31,8 +31,8 @@ def sign(*, center: bool = False) -> Codec:
       center: the mean of each channel (one index on the last axis) over what is real of
         the message, rounded down to 8 bits, is taken off first; it does not cross. For
         a cut behind a relu, where all signs are one. What is sent of an example then
-        depends on its batch, and of a constant channel is 1. No gradient goes by way of
-        the mean.
+        depends on its batch (no noise after it has a budget: see `privacy.budget`), and
+        of a constant channel is 1. No gradient goes by way of the mean.
 
     Returns:
       A smooth codec that sends floats of the same dtype: `binary` packs them.
@@ -55,7 +55,7 @@ def sign(*, center: bool = False) -> Codec:
 
     name = "sign(center)" if center else "sign"
     made = counted(encode, lambda node, constants: node, smooth=True, name=name)
-    return dataclasses.replace(made, exact=True)
+    return dataclasses.replace(made, exact=True, mixes=None if center else 1)
 
 
 def _count(x: jax.Array, valid: jax.Array | None) -> jax.Array:

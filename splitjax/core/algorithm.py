@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from splitjax.core.keys import fold
 from splitjax.core.tree import Tree
@@ -93,13 +94,25 @@ class Algorithm:
 
 
 def add_metrics(first: dict, second: dict) -> dict:
-    """Joins the metrics of two parties or hops: losses add up.
+    """Joins the metrics of two parties, hops or ticks: losses add up.
+
+    A flag (a bool) that both have is true where either is, so that what one tick of a
+    step found is not lost in the next. Of any other metric the second is kept.
 
     Example:
       >>> add_metrics({"loss": 1.0}, {"loss": 2.0, "norm": 3.0})
       {'loss': 3.0, 'norm': 3.0}
+      >>> add_metrics({"blown_up": True}, {"blown_up": False})
+      {'blown_up': True}
     """
     joined = {**first, **second}
-    if "loss" in first and "loss" in second:
-        joined["loss"] = first["loss"] + second["loss"]
+    for name in first.keys() & second.keys():
+        if name == "loss":
+            joined[name] = first[name] + second[name]
+        elif _is_flag(first[name]) and _is_flag(second[name]):
+            joined[name] = first[name] | second[name]
     return joined
+
+
+def _is_flag(value: Any) -> bool:
+    return jnp.result_type(value) == jnp.bool_

@@ -46,7 +46,8 @@ class Codec:
       parts: the codecs of a chain.
       entries: by key of a dict, the codecs of an `on_tree`.
       mechanism: the noise that it adds to every float, as an accountant reads it.
-      mixes: how many rows of the leading axis one row of the message depends on.
+      mixes: how many rows of the leading axis one row of the message depends on; None:
+        on all of them.
       exact: whether unlike devices decode equal numbers, to the bit: each is a product
         that is exact, rounded once at most. Both ends of a memory may sum those up.
     """
@@ -59,7 +60,7 @@ class Codec:
     parts: tuple["Codec", ...] = ()
     entries: dict[str, "Codec"] = dataclasses.field(default_factory=dict, hash=False)
     mechanism: Mechanism | None = None
-    mixes: int = 1
+    mixes: int | None = 1
     exact: bool = False
 
 

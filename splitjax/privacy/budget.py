@@ -15,17 +15,24 @@ from splitjax.privacy.accountant import Spent, epsilon_basic, epsilon_renyi
 # Noises that were added one after the other to all floats: the strongest one counts.
 Noise = tuple[Spent, ...]
 
+# Why there is no promise.
+OPEN = "other floats cross without noise"
+MIXED = "what is sent of an example depends on its whole batch"
+
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
     """What one example has spent over a link.
 
     Attributes:
-      epsilon_basic: by basic composition; None where floats cross without noise.
+      epsilon_basic: by basic composition; None where there is no promise.
       epsilon_renyi: by Renyi differential privacy, likewise.
       delta: of both.
       releases: values or rows of the example that were sent with noise.
       noise: kinds and levels, as text.
+      broken_by: why there is no promise: other floats cross without noise, or the
+        noise comes after a codec that mixes the whole batch (`sign(center=True)`), so
+        that an example moves what is sent of the others. "" where there is one.
     """
 
     epsilon_basic: float | None
@@ -33,10 +40,11 @@ class Budget:
     delta: float
     releases: int
     noise: str
+    broken_by: str = ""
 
     def __str__(self):
         if self.epsilon_basic is None or self.epsilon_renyi is None:
-            return f"{self.noise}, but other floats cross without noise: no promise"
+            return f"{self.noise}, but {self.broken_by}: no promise"
         return (
             f"epsilon {self.epsilon_basic:.4g} (basic), {self.epsilon_renyi:.4g} "
             f"(Renyi), delta {self.delta:g}: {self.releases} x {self.noise}"
@@ -76,16 +84,16 @@ def budget(
     """
     if examples < 1 or messages < 0:
         raise ValueError(f"examples={examples}, messages={messages}: 1 and 0 or more")
-    choices, open_floats = _noises(codec, spec, examples, 1)
+    choices, broken_by = _noises(codec, spec, examples, 1)
     if not choices:
         return None
     spent = [
         tuple(Spent(one.mechanism, one.count * messages) for one in noise)
         for noise in choices
     ]
-    if open_floats:
+    if broken_by:
         one = spent[0]
-        return Budget(None, None, delta, _count(one), _names(one))
+        return Budget(None, None, delta, _count(one), _names(one), broken_by)
     best = min(spent, key=lambda noise: epsilon_renyi(noise, delta))
     basic = min(epsilon_basic(noise, delta) for noise in spent)
     found = basic, epsilon_renyi(best, delta)
@@ -93,41 +101,55 @@ def budget(
 
 
 def _noises(
-    codec: Codec, spec: Tree, examples: int, rows: int
-) -> tuple[list[Noise], bool]:
-    """The noises of a codec for one message, and whether floats cross without any.
+    codec: Codec, spec: Tree, examples: int, rows: int, mixed: bool = False
+) -> tuple[list[Noise], str]:
+    """The noises of a codec for one message, and why they promise nothing, if so.
 
     Args:
       codec: the codec.
       spec: of its input.
       examples: along the leading axis.
       rows: of a `Sized` leaf that one example has at most.
+      mixed: whether a row of the input depends on all examples already.
     """
     whole: list[Noise] = []
+    late: list[Noise] = []  # after a mix of the whole batch
     entries: dict[str, list[Noise]] = {}
     open_floats = False
     for part in codec.parts or (codec,):
         if part.mechanism is not None:
             count = _releases(part.mechanism, spec, examples, rows)
-            whole.append((Spent(part.mechanism, count),))
+            (late if mixed else whole).append((Spent(part.mechanism, count),))
         for key, inner in part.entries.items():
-            found, some_open = _noises(inner, spec[key], examples, rows)
-            entries.setdefault(key, []).extend([] if some_open else found)
+            found, broken_by = _noises(inner, spec[key], examples, rows, mixed)
+            entries.setdefault(key, []).extend([] if broken_by else found)
+            late += found if broken_by == MIXED else []
         if part.entries:
             open_floats = any(
                 not entries.get(key) for key in spec if _floats(spec[key])
             )
         after = message_spec(part, spec)
-        if part.mixes > 1:  # so many groups can `rows` neighbors fall into
+        mixed = mixed or _mixes_all(part)
+        if (
+            part.mixes and part.mixes > 1
+        ):  # so many groups can `rows` neighbors fall into
             rows = (rows + part.mixes - 2) // part.mixes + 1
         elif not _sized(spec) and (sized := _sized(after)):
             rows = max(-(-node.buffer.shape[0] // examples) for node in sized)
         spec = after
     if whole:
-        return whole, False
+        return whole, ""
     noisy = [choices for choices in entries.values() if choices]
-    mixed = [tuple(itertools.chain(*pick)) for pick in itertools.product(*noisy)]
-    return (mixed if noisy else []), open_floats and bool(noisy)
+    joined = [tuple(itertools.chain(*pick)) for pick in itertools.product(*noisy)]
+    if noisy and not open_floats:
+        return joined, ""
+    return (late, MIXED) if late else (joined if noisy else [], OPEN if noisy else "")
+
+
+def _mixes_all(codec: Codec) -> bool:
+    """Whether some part of a codec lets each row depend on all."""
+    inside = (*codec.parts, *codec.entries.values())
+    return codec.mixes is None or any(map(_mixes_all, inside))
 
 
 def _releases(mechanism: Mechanism, spec: Tree, examples: int, rows: int) -> int:

@@ -1,7 +1,10 @@
 """Timing a step, and writing what a benchmark found."""
 
+import functools
 import json
+import os
 import pathlib
+import re
 import statistics
 import sys
 import time
@@ -12,6 +15,8 @@ import jax
 
 from splitjax.train.report import markdown, versions
 
+Row = dict[str, Any]
+Part = Callable[[Callable[..., dict[str, list[float]]]], list[Row]]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -119,6 +124,31 @@ def finish(made: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
     if over:
         lines = [f"{row['name']}: {row['ratio']:.2f}" for row in over]
         raise SystemExit("above their bounds:\n" + "\n".join(lines))
+
+
+def main(
+    parts: dict[str, Part], path: pathlib.Path, *, rounds: int, only: str, clock: str
+) -> None:
+    """What a benchmark of some parts does: each in turn, on one core, then `finish`.
+
+    Args:
+      parts: by name; each is given `interleaved`, bound to rounds and clock.
+      path: of the JSON file that the rows are written to.
+      rounds: see `interleaved`.
+      only: an expression; parts whose name does not have it are left out.
+      clock: a name of `CLOCKS`.
+
+    Raises:
+      SystemExit: when no part is left, and as `finish` does.
+    """
+    chosen = [part for name, part in parts.items() if re.search(only, name)]
+    if not chosen:
+        raise SystemExit(f"--only={only}: no such part; there are: {', '.join(parts)}")
+    # XLA counts the cores when it starts.
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    timed = functools.partial(interleaved, rounds=rounds, clock=CLOCKS[clock])
+    finish([row for part in chosen for row in part(timed)], path)
 
 
 def _cell(value: float, unit: str) -> str:

@@ -91,7 +91,7 @@ def grid_of(path: str) -> tuple[str, ...]:
     """The sweep that a config file proposes: its `GRID`, texts as `frontier.grid` has.
 
     Raises:
-      SystemExit: when there is no such file, or it has no `GRID`.
+      SystemExit: when there is no such file, it has no `GRID`, or that is one text.
 
     Example:
       >>> grid_of("configs/sft_stsb.py")
@@ -103,6 +103,11 @@ def grid_of(path: str) -> tuple[str, ...]:
         raise SystemExit(
             f"--config={path}: the file proposes no sweep (it has no GRID): say which "
             "points, as --grid='FIELD=VALUE,VALUE'"
+        )
+    if isinstance(found, str):
+        raise SystemExit(
+            f"--config={path}: GRID is a text, {found!r}, and must be a tuple of them: "
+            f"GRID = ({found!r},)"
         )
     return tuple(found)
 

@@ -16,6 +16,7 @@ from splitjax.codecs import (
     randomize,
     sign,
 )
+from splitjax.core.codec import Context
 from splitjax.core.mechanism import Mechanism
 from splitjax.privacy import Spent, budget, epsilon_basic, epsilon_renyi, renyi
 
@@ -137,7 +138,46 @@ def test_without_noise_there_is_no_budget():
 def test_floats_beside_the_noise_void_the_promise():
     found = spent(on_tree({"h": BITS}), PAIR)
     assert found.epsilon_basic is found.epsilon_renyi is None
-    assert "no promise" in str(found)
+    assert "other floats cross without noise: no promise" in str(found)
+
+
+CENTERED = chain(sign(center=True), randomize(2.0), pack_signs())
+H = {"h": ROWS, "ids": PAIR["ids"]}
+
+
+def test_an_example_moves_the_centered_signs_of_others():
+    """So its own bits are not all that tells of it."""
+    x = jnp.full((8, 4, 5), 1.0)
+    shown, _ = sign(center=True).encode(x, sign().init(x), Context())
+    x = x.at[0].set(100.0)
+    moved, _ = sign(center=True).encode(x, sign().init(x), Context())
+    assert bool((shown.node[1:] != moved.node[1:]).all())
+
+
+@pytest.mark.parametrize(
+    "codec, spec",
+    [
+        (CENTERED, ROWS),
+        (chain(ragged(), CENTERED), TEXT),
+        (on_tree({"h": CENTERED}), H),
+        (on_tree({"h": CENTERED, "skip": BITS}), PAIR),
+        (chain(sign(center=True), perturb("gauss", scale=1.0, clip=1.0)), ROWS),
+    ],
+    ids=["array", "ragged", "tree", "tree with more", "rows"],
+)
+def test_noise_after_a_mix_of_the_whole_batch_promises_nothing(codec, spec):
+    found = spent(codec, spec)
+    assert found.epsilon_basic is found.epsilon_renyi is None
+    assert "depends on its whole batch: no promise" in str(found)
+
+
+@pytest.mark.parametrize("tree", [False, True])
+def test_noise_before_the_mix_keeps_its_promise(tree):
+    """Whatever is computed of noisy rows; noise that comes later adds nothing."""
+    first = perturb("laplace", scale=50.0, clip=1.0)
+    codec, alone = chain(first, CENTERED), spent(first, ROWS)
+    found = spent(on_tree({"h": codec}), H) if tree else spent(codec, ROWS)
+    assert found == alone and found.broken_by == ""
 
 
 def test_the_stronger_of_two_noises_counts():

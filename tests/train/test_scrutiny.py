@@ -16,28 +16,33 @@ from splitjax.algorithms.split import split_learning
 from splitjax.core.codec import chain
 from splitjax.metrics.loss import cross_entropy
 from splitjax.privacy import scrutinizer
+from splitjax.privacy.detector import Scrutinizer
 from splitjax.runtime.local import Local
 from splitjax.train.finetune import Finetune
 from splitjax.train.loop import train
 from splitjax.train.scrutiny import told
 
 
-def verdicts(loss, codec=None, steps=14, **kwargs):
+def verdicts(loss, codec=None, steps=14, micro=1, watch=None, **kwargs):
     """The metrics of each step of a split run on digits."""
     table = data.load_images("digits", "train")
     x = np.float32(table.image.reshape(len(table), -1) / 255.0)
     stages = (from_linen(nn.Dense(48), "body"), from_linen(nn.Dense(10), "head"))
     link = Link(codec or chain(), chain())
     split = Split(cut(stages, after="body"), (link,), loss)
-    made = split_learning(split, optax.sgd(0.1), watch=scrutinizer(), **kwargs)
+    kwargs |= dict(micro=micro, watch=watch or scrutinizer())
+    made = split_learning(split, optax.sgd(0.1), **kwargs)
     driver = Local(made, jax.random.key(0))
     params, state = split.init(jax.random.key(1), jnp.asarray(x[:32]))
     run, found = driver.start(params, state, x[:32]), []
     for step in range(steps):
-        rows = slice(32 * step, 32 * step + 32)
-        target = {"y": np.int32(table.label[rows]), "n_valid": np.int32(32)}
-        batch = {"x": x[rows], "target": target, "weight": np.float32(1)}
-        run, metrics = driver.step(run, [batch])
+        batches = []
+        for tick in range(micro * step, micro * step + micro):
+            rows = slice(32 * tick, 32 * tick + 32)
+            target = {"y": np.int32(table.label[rows]), "n_valid": np.int32(32)}
+            share = np.float32(1 / micro)
+            batches.append({"x": x[rows], "target": target, "weight": share})
+        run, metrics = driver.step(run, batches)
         found.append({name: float(value) for name, value in metrics.items()})
     return found
 
@@ -59,11 +64,28 @@ def test_a_cloud_that_trains_something_else_is_told():
     assert not any(flags[:8]) and flags[-1]
 
 
+@pytest.mark.parametrize("sync", [False, True])
+def test_what_one_tick_shows_is_told_of_its_step(sync):
+    """Not that of the last tick alone, which ends the step."""
+
+    def update(ticks, g, labels):
+        gap = ticks.astype(jnp.float32)
+        return ticks + 1, {"gap": gap, "hijacked": ticks == 1, "blown_up": ticks == 3}
+
+    watch = Scrutinizer(lambda: jnp.int32(0), update)
+    more = dict(steps=2, micro=3, watch=watch, exact_norm=sync)
+    one, two = verdicts(cross_entropy, **more)
+    assert (one["gap"], one["hijacked"], one["blown_up"]) == (2, True, False)
+    assert (two["gap"], two["hijacked"], two["blown_up"]) == (5, False, True)
+
+
 def test_examples_must_have_rows_and_labels_be_classes():
     with pytest.raises(ValueError, match="32 examples have no row each"):
         verdicts(cross_entropy, codecs.c3(4), steps=1)
     with pytest.raises(ValueError, match="labels are float32"):
         one_row_each(jnp.ones((2, 3)), jnp.ones(2))
+    with pytest.raises(ValueError, match=r"have the shape \(2, 3\), not \(B,\)"):
+        one_row_each(jnp.ones((2, 3)), jnp.ones((2, 3), jnp.int32))
 
 
 def test_where_no_gradient_comes_there_is_nothing_to_watch():
