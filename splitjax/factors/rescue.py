@@ -10,9 +10,8 @@ from splitjax.core.factor import factorize, is_factor, materialize
 from splitjax.core.tree import Tree, path_name
 from splitjax.factors.fwsvd import weights_of
 from splitjax.factors.product import saves
-from splitjax.factors.weighted import Report, entries, wsvd
+from splitjax.factors.weighted import Rank, Report, entries, rank_of, wsvd
 
-Rank = int | Callable[[tuple[int, ...]], int]
 GAP = 1.05  # plain SVD that loses less than so many times the best one is kept
 
 
@@ -116,7 +115,7 @@ def factorize_weighted(
     told: dict[str, Report] = {}
     thin = []
     for (path, _), node, yes in zip(found, nodes, chosen, strict=True):
-        worth = yes and saves(node.shape, _rank(rank, node.shape))
+        worth = yes and saves(node.shape, rank_of(rank, node.shape))
         thin.append(worth)
         if yes:
             told[path_name(path)] = Report(0, "dense", {}, 0.0, 1.0)
@@ -126,13 +125,9 @@ def factorize_weighted(
 
     def fit(kernel, f):
         kernel = materialize(kernel)
-        own = _rank(rank, kernel.shape)
+        own = rank_of(rank, kernel.shape)
         factor, report = wsvd(kernel, f, own, least_gap=least_gap, **options)
         told[next(names)] = report
         return factor
 
     return factorize(fit, params, lambda tree: treedef.unflatten(thin), weights), told
-
-
-def _rank(rank: Rank, shape: tuple[int, ...]) -> int:
-    return rank(shape) if callable(rank) else rank

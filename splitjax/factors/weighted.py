@@ -21,6 +21,7 @@ SOLVERS = {
     "adam_sgd": elementwise.adam_sgd,
 }
 STARTS = ("svd", "fwsvd", "rank_one")
+Rank = int | Callable[[tuple[int, ...]], int]  # or a function of a kernel's shape
 
 
 def weighted_loss(kernel: Any, weights: Any, factor: Any) -> float:
@@ -171,7 +172,17 @@ def _gap(plain: float, best: float, energy: float) -> float:
     return 1.0 if plain <= 1e-10 * energy else plain / max(best, 1e-300)
 
 
-def rows(rank: int | Callable[[tuple[int, ...]], int], *, floor: float = FLOOR):
+def rank_of(rank: Rank, shape: tuple[int, ...]) -> int:
+    """The rank of a kernel of this shape.
+
+    Example:
+      >>> rank_of(3, (4, 6)), rank_of(min, (4, 6))
+      (3, 4)
+    """
+    return rank(shape) if callable(rank) else rank
+
+
+def rows(rank: Rank, *, floor: float = FLOOR):
     """`fwsvd` as `factorize` takes it, beside a tree of weights or of their row sums.
 
     Args:
@@ -191,12 +202,12 @@ def rows(rank: int | Callable[[tuple[int, ...]], int], *, floor: float = FLOOR):
         shape = materialize(kernel).shape
         whole = getattr(weights, "shape", None) == shape
         sums = weights.sum(-1) if whole else weights
-        return fwsvd(kernel, sums, rank(shape) if callable(rank) else rank, floor=floor)
+        return fwsvd(kernel, sums, rank_of(rank, shape), floor=floor)
 
     return fit
 
 
-def entries(rank: int | Callable[[tuple[int, ...]], int], **options: Any):
+def entries(rank: Rank, **options: Any):
     """`wsvd` as `factorize` takes it, beside a tree of weights; see `rows`.
 
     Leading axes are a batch: each kernel is solved by itself.
@@ -209,7 +220,7 @@ def entries(rank: int | Callable[[tuple[int, ...]], int], **options: Any):
 
     def fit(kernel, weights):
         kernel = materialize(kernel)
-        of = rank(kernel.shape) if callable(rank) else rank
+        of = rank_of(rank, kernel.shape)
         if kernel.ndim == 2:
             return wsvd(kernel, weights, of, **options)[0]
         if getattr(weights, "shape", None) != kernel.shape:

@@ -92,10 +92,10 @@ def adam(
 
         # Without a decay the parameters are not read; gradients stand in their place.
         others = updates if params is None or not weight_decay else params
-        made = jax.tree.map(leaf, updates, state.mu, state.nu, others)
-        new, mu, nu = jax.tree.transpose(
-            jax.tree.structure(updates), jax.tree.structure((0, 0, 0)), made
-        )
+        grads, treedef = jax.tree.flatten(updates)
+        more = map(treedef.flatten_up_to, (state.mu, state.nu, others))
+        made = [leaf(*arrays) for arrays in zip(grads, *more, strict=True)]
+        new, mu, nu = (treedef.unflatten([row[i] for row in made]) for i in range(3))
         return new, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -30,7 +30,7 @@ def cross_entropy(
 
     Args:
       logits: (..., V), of any float dtype.
-      labels: (...), of any integer dtype.
+      labels: (...), of any integer dtype; read as int32.
       smoothing: from 0 to less than 1. optax's `smooth_labels` spreads its alpha over
         all classes, the right one too: alpha = smoothing V / (V - 1).
       pad: a label whose rows have a loss of 0 and no gradient; they may be all. Take
@@ -118,8 +118,9 @@ def weights(classes: int, smoothing: float) -> tuple[float, float]:
 
 def _classes(labels, pad):
     """Labels as (...,) int32, and which of them are no padding."""
+    labels = labels.astype(jnp.int32)  # first: no unsigned one equals a pad of -1
     real = jnp.ones(labels.shape, bool) if pad is None else labels != pad
-    return labels.astype(jnp.int32), real
+    return labels, real
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -68,7 +68,7 @@ def bias_dropout_skip(
     _check("bias_dropout_skip", x, bias, key, rate)
     if skip.shape != x.shape or not jnp.issubdtype(skip.dtype, jnp.floating):
         raise ValueError(f"skip is floats {x.shape}, as x: {skip.dtype} {skip.shape}")
-    first, second = _words(key, "bias_dropout_skip", rate)
+    first, second = key_words(key, "bias_dropout_skip", rate)
     return _skip(x, bias, skip, first, second, float(rate), impl)
 
 
@@ -114,8 +114,24 @@ def bias_act_dropout(
     if activation not in ACTIVATIONS:
         near = nearest(activation, tuple(ACTIVATIONS))
         raise ValueError(f"activation={activation!r}: {near}")
-    first, second = _words(key, "bias_act_dropout", rate)
+    first, second = key_words(key, "bias_act_dropout", rate)
     return _act(x, bias, first, second, activation, float(rate), impl)
+
+
+def key_words(
+    key: jax.Array | None, name: str, rate: float
+) -> tuple[jax.Array, jax.Array]:
+    """The two words that `kept` hashes, of the key folded with a kernel's name.
+
+    Zeros where nothing is drawn.
+
+    Example:
+      >>> [int(word) for word in key_words(None, "embed", 0.0)]
+      [0, 0]
+    """
+    if key is None or not rate:
+        return jnp.uint32(0), jnp.uint32(0)
+    return words(fold(key, name))
 
 
 def check_rate(name: str, key: jax.Array | None, rate: float) -> None:
@@ -245,12 +261,6 @@ _ACT_BACK = Kernel(
     ("each", "column"),
     parted=True,
 )
-
-
-def _words(key, name, rate):
-    if key is None or not rate:
-        return jnp.uint32(0), jnp.uint32(0)
-    return words(fold(key, name))
 
 
 def _check(name, x, bias, key, rate):

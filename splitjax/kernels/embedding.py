@@ -8,9 +8,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from splitjax.core.keys import fold
-from splitjax.core.noise import words
-from splitjax.kernels.dropout import check_rate, kept
+from splitjax.kernels.dropout import check_rate, kept, key_words
 from splitjax.kernels.kernel import check
 from splitjax.kernels.launch import block
 from splitjax.kernels.tile import Tile
@@ -75,9 +73,7 @@ def embed(
     elif places is None:
         places = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     ids, places = ids.astype(jnp.int32), places.astype(jnp.int32)
-    none = key is None or not rate
-    zero = jnp.uint32(0)
-    first, second = (zero, zero) if none else words(fold(key, "embed"))
+    first, second = key_words(key, "embed", rate)
     arrays = (ids, places, mask, first, second)
     sizes = (len(table), len(positions))
     return _embed(table, positions, *arrays, sizes, float(scale), float(rate), impl)

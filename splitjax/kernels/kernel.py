@@ -25,10 +25,12 @@ class Kernel:
     shardings. As "pallas" it is one program for each tile: Triton on a GPU, Mosaic on a
     TPU, interpreted on a CPU.
 
-    `impl="auto"` is "xla" on a CPU and "pallas" elsewhere, chosen when the program is
-    lowered. A row that no tile holds, or an empty array, is left to XLA. To GSPMD a
-    Pallas program is opaque: on a mesh take "xla". No Pallas program here has run on a
-    GPU or a TPU yet: they are lowered for both in tests, and interpreted.
+    `impl="auto"` is "xla" where JAX's default backend is a CPU while the program is
+    traced, whatever it is lowered for. Elsewhere the program has both, and the
+    platform that it is lowered for decides: "pallas", or on a CPU "xla". A row that no
+    tile holds, or an empty array, is left to XLA. To GSPMD a Pallas program is opaque:
+    on a mesh take "xla". No Pallas program here has run on a GPU or a TPU yet: they are
+    lowered for both in tests, and interpreted.
 
     Attributes:
       name: of the program.

@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from splitjax.core.tree import Tree
 from splitjax.kernels import bias_act_dropout, embed, layer_norm
+from splitjax.kernels.dropout import ACTIVATIONS
 from splitjax.models.bert_config import BertConfig
 from splitjax.models.dense import Dense
 from splitjax.models.fused import dropped_on
@@ -23,7 +24,7 @@ def gelu(x: jax.Array) -> jax.Array:
       >>> round(float(gelu(jnp.float32(1.0))), 6)
       0.841345
     """
-    return x * (0.5 + 0.5 * jax.lax.erf(x * (0.5**0.5)))
+    return ACTIVATIONS["gelu"](x, jax.lax.erf)
 
 
 def dense(

@@ -20,10 +20,12 @@ class FlatState:
       inner: of the wrapped transformation, over {"flat": {dtype: (N,)}, "apart":
         {path: leaf}}.
       apart: the paths of the leaves that stay as they are.
+      leaves: each leaf's path and its dtype and shape, as on init.
     """
 
     inner: Tree
     apart: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    leaves: tuple[tuple[str, str], ...] = dataclasses.field(metadata={"static": True})
 
 
 def flat_by_dtype(
@@ -50,8 +52,10 @@ def flat_by_dtype(
       A transformation that passes extra arguments on.
 
     Raises:
-      ValueError: on `init` under `jit` where there are several devices and `apart` is
-        None; on update, for a tree of other leaves.
+      ValueError: on `init` under `jit` or `jax.eval_shape` where there are several
+        devices and `apart` is None (so `parallel.zero.make_trainer`, which asks for the
+        shapes of a state, needs an `apart`); on update, where updates or parameters are
+        not the leaves of init, by path, shape and dtype.
 
     Example:
       >>> tx = flat_by_dtype(optax.adam(0.1))
@@ -76,18 +80,17 @@ def flat_by_dtype(
 
     def init(params) -> Any:
         names = _apart(apart, params)
-        return FlatState(inner.init(_join(params, names)), names)
+        return FlatState(inner.init(_join(params, names)), names, _leaves(params))
 
     def update(updates, state, params=None, **extra) -> tuple[Any, Any]:
         names = state.apart
-        if unknown := set(names) - set(flat(updates)):
-            raise ValueError(
-                f"flat_by_dtype: no leaf {sorted(unknown)[0]!r} among the updates, "
-                "which was there on init"
-            )
+        _check("updates", updates, state.leaves)
+        if params is not None:
+            _check("params", params, state.leaves)
         joined = None if params is None else _join(params, names)
         new, after = inner.update(_join(updates, names), state.inner, joined, **extra)
-        return _part(new, updates, names), FlatState(after, names)
+        made = FlatState(after, names, state.leaves)
+        return _part(new, updates, names), made
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -104,11 +107,32 @@ def _sharded(leaf: Any) -> bool:
         return isinstance(leaf, jax.Array) and not leaf.sharding.is_fully_replicated
     if jax.device_count() > 1:
         raise ValueError(
-            "flat_by_dtype cannot see shardings under jit: call init outside of it, or "
-            "name the leaves that stay apart (apart=lambda p: jax.tree.map(lambda _: "
-            "False, p) for none)"
+            "flat_by_dtype cannot see shardings under jit or eval_shape: call init "
+            "outside of them, or name the leaves that stay apart (apart=lambda p: "
+            "jax.tree.map(lambda _: False, p) for none)"
         )
     return False
+
+
+def _leaves(tree: Tree) -> tuple[tuple[str, str], ...]:
+    found = flat(tree).items()
+    return tuple((name, f"{leaf.dtype}{list(leaf.shape)}") for name, leaf in found)
+
+
+def _check(what: str, tree: Tree, leaves: tuple[tuple[str, str], ...]) -> None:
+    found = _leaves(tree)
+    if found == leaves:
+        return
+    then, now = dict(leaves), dict(found)
+    for name in (*then, *now):
+        before, after = then.get(name, "no leaf"), now.get(name, "no leaf")
+        if before != after:
+            raise ValueError(
+                f"flat_by_dtype: {name!r} was {before} on init and is {after} among "
+                f"the {what}: give the same leaves, gradients in their parameters' "
+                "dtype (optim.mixed_precision around it widens both)"
+            )
+    raise ValueError(f"flat_by_dtype: {what} are in another order: {[*then]}, {[*now]}")
 
 
 def _join(tree: Tree, apart: tuple[str, ...]) -> dict[str, dict[str, jax.Array]]:

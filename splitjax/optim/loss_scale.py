@@ -29,6 +29,7 @@ def loss_scale(
     start: float = 2.0**15,
     every: int = 2000,
     least: float = 1.0,
+    most: float = 2.0**24,
 ) -> optax.GradientTransformationExtraArgs:
     """Optimizes by gradients of `state.scale * loss`, with a scale that finds itself.
 
@@ -42,6 +43,8 @@ def loss_scale(
       start: the first scale.
       every: finite steps before it is doubled.
       least: it is not halved below.
+      most: it is not doubled above. Without an end it would grow to infinity where
+        gradients are small, and no halving leads back from there.
 
     Returns:
       A transformation to be called with scaled gradients, whose state has the next
@@ -65,12 +68,13 @@ def loss_scale(
       3.2.
 
     Differs:
-      nothing; the doubling and halving are those of the common libraries.
+      nothing; the doubling and halving are those of the common libraries, whose scale
+      has no upper end.
     """
-    if not 0 < least <= start or every < 1:
+    if not 0 < least <= start <= most < float("inf") or every < 1:
         raise ValueError(
-            f"loss_scale({start=}, {every=}, {least=}): expected 0 < least <= start, "
-            "and every from 1 on"
+            f"loss_scale({start=}, {every=}, {least=}, {most=}): expected 0 < least <= "
+            "start <= most, all finite, and every from 1 on"
         )
     inner = optax.with_extra_args_support(inner)
 
@@ -86,7 +90,7 @@ def loss_scale(
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), after, state.inner)
         good = jnp.where(finite, state.good + 1, 0)
         grow = good >= every
-        scale = jnp.where(grow, state.scale * 2, state.scale)
+        scale = jnp.where(grow, jnp.minimum(state.scale * 2, most), state.scale)
         scale = jnp.where(finite, scale, jnp.maximum(state.scale / 2, least))
         return made, LossScaleState(kept, scale, jnp.where(grow, 0, good))
 

@@ -19,7 +19,8 @@ class MixedPrecisionState(NamedTuple):
     Attributes:
       inner: of the wrapped transformation, over float32 leaves.
       count: int32, updates so far; read where no step is given.
-      copy: the float32 parameters, for "copy"; else ().
+      copy: for "copy" the bfloat16 parameters in float32, and a `MaskedNode` for each
+        leaf of another dtype; else ().
     """
 
     inner: Tree
@@ -72,7 +73,8 @@ def mixed_precision(
     Args:
       inner: any transformation; it sees float32.
       rounding: "stochastic"; "nearest"; or "copy", the float32 parameters kept in the
-        state, and rounded to the nearest for use.
+        state, and rounded to the nearest for use. Where a parameter is not its copy's
+        rounding (an average, a projection, a checkpoint), it counts, not the copy.
       key: a typed key; "stochastic" needs it. Noise is folded from it, the leaf's path
         and the step.
 
@@ -98,7 +100,8 @@ def mixed_precision(
 
     Differs:
       LightSeq's parameters are float16, rounded to the nearest. Where a step more than
-      doubles or halves a parameter the difference is rounded to the nearest once more.
+      doubles or halves a parameter the difference is rounded to the nearest once more,
+      and its copy begins anew from there.
     """
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding={rounding!r}: {nearest(rounding, ROUNDINGS)}")
@@ -108,16 +111,27 @@ def mixed_precision(
         )
     inner = optax.with_extra_args_support(inner)
 
+    def kept(params, wide):
+        if rounding != "copy":
+            return ()
+        # Other leaves would be there twice, and no buffer can be donated twice.
+        return jax.tree.map(
+            lambda p, w: w if p.dtype == jnp.bfloat16 else optax.MaskedNode(),
+            params,
+            wide,
+        )
+
     def init(params):
         wide = jax.tree.map(_wide, params)
-        kept = wide if rounding == "copy" else ()
-        return MixedPrecisionState(inner.init(wide), jnp.int32(0), kept)
+        return MixedPrecisionState(inner.init(wide), jnp.int32(0), kept(params, wide))
 
     def update(updates, state, params=None, *, step=None, **extra):
         if params is None:
             raise ValueError("mixed_precision needs params: tx.update(g, state, p)")
         more = extra if step is None else {**extra, "step": step}
-        wide = state.copy if rounding == "copy" else jax.tree.map(_wide, params)
+        wide = jax.tree.map(_wide, params)
+        if rounding == "copy":
+            wide = jax.tree.map(_newer, wide, state.copy)
         grads = jax.tree.map(_wide, updates)
         moves, after = inner.update(grads, state.inner, wide, **more)
         at = state.count if step is None else step
@@ -130,15 +144,25 @@ def mixed_precision(
                 one = fold(key, "mixed_precision", path_name(path), at)
                 new = round_stochastically(new, one)
             else:
-                new = new.astype(jnp.bfloat16)
+                new = _rounded(new)
             return (new.astype(jnp.float32) - _wide(p)).astype(jnp.bfloat16)
 
         made = jax.tree_util.tree_map_with_path(difference, params, new, moves)
-        kept = new if rounding == "copy" else ()
-        return made, MixedPrecisionState(after, state.count + 1, kept)
+        return made, MixedPrecisionState(after, state.count + 1, kept(params, new))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _wide(leaf: Any) -> jax.Array:
     return leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf
+
+
+def _newer(wide: jax.Array, copy: Any) -> jax.Array:
+    if isinstance(copy, optax.MaskedNode):
+        return wide
+    return jnp.where(_rounded(copy) == wide, copy, wide)
+
+
+def _rounded(wide: jax.Array) -> jax.Array:
+    """float32 of the values of bfloat16; a pair of casts a compiler may leave out."""
+    return jax.lax.reduce_precision(wide, exponent_bits=8, mantissa_bits=7)

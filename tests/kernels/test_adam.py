@@ -40,6 +40,13 @@ def test_it_is_optaxs(impl, decay):
     assert int(state.count) == 5
 
 
+def test_a_tree_of_nothing():
+    tx = adam(0.1, weight_decay=0.1)
+    for params in ({}, {"a": optax.MaskedNode()}):
+        updates, state = tx.update(params, tx.init(params), params)
+        assert updates == params and state.mu == params and int(state.count) == 1
+
+
 def test_moments_of_half_precision_are_float32():
     low = jax.tree.map(lambda p: p.astype(jnp.bfloat16), _params())
     updates, state = adam(0.1).update(low, adam(0.1).init(low))

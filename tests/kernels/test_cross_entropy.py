@@ -82,6 +82,15 @@ def test_padding(impl):
     assert bool((jnp.abs(grad.sum(-1)) < 1e-6).all()) and bool(grad[0].all())
 
 
+def test_unsigned_labels_are_no_padding_of_minus_one():
+    """255 is the uint8 of -1; here it is a class, or else no class."""
+    labels = jnp.array([255, 3], jnp.uint8)
+    losses = cross_entropy(normal((2, 256)), labels, pad=-1)
+    assert bool((losses > 0).all())
+    assert float(token_mean(losses, labels, pad=-1)) == pytest.approx(losses.mean())
+    assert jnp.isnan(cross_entropy(normal((2, 9)), labels, pad=-1)[0])
+
+
 def test_the_mean_of_no_tokens():
     pads = jnp.full((3,), 1)
 

@@ -43,8 +43,10 @@ def _cases(shape):
 @pytest.mark.parametrize("target", ["triton", "mosaic"])
 @pytest.mark.parametrize("name", [*_cases((7, 33))])
 def test_programs_equal_their_twin(name, target):
-    """Also where tiles hang over the edge, and rows are parted."""
-    for shape in [(7, 33), (300, 2, 7), (1, 5000)]:
+    """Also where tiles hang over the edge; for one kernel of a sort, where a grid has
+    many rows of tiles, and a row is parted."""
+    more = [(300, 2, 7), (1, 5000)] if name in ("norm_back", "act_back") else []
+    for shape in [(7, 33), *more]:
         kernel, arrays, made, static = _cases(shape)[name]
         dtypes = (F32,) * made
         want = jax.jit(kernel.program("xla", arrays, dtypes, **static))(*arrays)

@@ -107,11 +107,29 @@ def test_chosen_by_name_and_extra_arguments():
 
 def test_bad_inputs():
     tx = flat_by_dtype(optax.adam(0.1))
-    with pytest.raises(ValueError, match="cannot see shardings under jit"):
-        jax.jit(tx.init)(_params())
+    for traced in (jax.jit(tx.init), lambda p: jax.eval_shape(tx.init, p)):
+        with pytest.raises(ValueError, match="cannot see shardings under jit or eval"):
+            traced(_params())
     with pytest.raises(ValueError, match="no leaf matches|no leaf"):
         flat_by_dtype(optax.sgd(0.1), apart="nothing").init(_params())
-    tx = flat_by_dtype(optax.adam(0.1), apart="a")
-    state = tx.init(_params())
-    with pytest.raises(ValueError, match="no leaf 'a' among the updates"):
-        tx.update({"b": jnp.ones(2)}, state)
+
+
+def test_a_tree_of_other_leaves():
+    """Of as many numbers: joined, they would meet the moments of others."""
+    tx = flat_by_dtype(optax.adam(0.1))
+    params = {"a": jnp.ones(3), "b": jnp.ones(5)}
+    state = tx.init(params)
+    other = {"a": jnp.ones(5), "c": jnp.ones(3)}
+    text = r"'a' was float32\[3\] on init and is float32\[5\] among the "
+    with pytest.raises(ValueError, match=f"{text}updates"):
+        tx.update(other, state)
+    with pytest.raises(ValueError, match=f"{text}params"):
+        tx.update(params, state, other)
+    with pytest.raises(ValueError, match="'b' was .* is no leaf among the updates"):
+        tx.update({"a": jnp.ones(3)}, state)
+    low = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    with pytest.raises(ValueError, match="is float32.*in their parameters' dtype"):
+        tx.update(params, tx.init(low), low)
+    state = flat_by_dtype(optax.adam(0.1), apart="a").init(params)
+    with pytest.raises(ValueError, match="'a' was .* is no leaf among the updates"):
+        tx.update({"b": jnp.ones(5)}, state)

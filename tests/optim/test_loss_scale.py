@@ -50,7 +50,24 @@ def test_growth_and_overflow():
     assert float(state.scale) == 2
 
 
+def test_it_ends_before_infinity():
+    """From which no halving would lead back."""
+    tx = loss_scale(optax.sgd(1.0), start=2.0**100, every=1, most=2.0**127)
+    state, step = tx.init(jnp.float32(0)), jax.jit(tx.update)
+    for _ in range(40):
+        _, state = step(jnp.float32(1), state)
+    assert float(state.scale) == 2.0**127
+    _, state = step(jnp.float32(jnp.inf), state)
+    assert float(state.scale) == 2.0**126
+    tx = loss_scale(optax.sgd(1.0), every=1)
+    state, step = tx.init(jnp.float32(0)), jax.jit(tx.update)
+    for _ in range(12):
+        _, state = step(jnp.float32(1), state)
+    assert float(state.scale) == 2.0**24
+
+
 def test_bad_inputs():
-    for bad in ({"start": 0.5}, {"least": 0.0}, {"every": 0}):
+    wrong = ({"start": 0.5}, {"least": 0.0}, {"every": 0}, {"most": 2.0})
+    for bad in (*wrong, {"most": float("inf")}):
         with pytest.raises(ValueError, match="expected 0 < least <= start"):
             loss_scale(optax.sgd(0.1), **bad)

@@ -63,6 +63,38 @@ def test_small_steps_are_taken():
     assert state.copy == () and int(state.count) == 300
 
 
+def test_a_copy_is_of_bfloat16_leaves_alone():
+    """So parameters and state share no buffer, and a step can use both up."""
+    tx = mixed_precision(optax.sgd(1e-2), rounding="copy")
+    params = {"w": jnp.ones(3, BF16), "norm": jnp.ones(3)}
+    state = tx.init(params)
+    assert [leaf.shape for leaf in jax.tree.leaves(state.copy)] == [(3,)]
+
+    def step(params, state):
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    step = jax.jit(step, donate_argnums=(0, 1))
+    for _ in range(2):
+        params, state = step(params, state)
+    np.testing.assert_allclose(params["norm"], 0.98, rtol=1e-6)
+    np.testing.assert_allclose(state.copy["w"], 0.98, rtol=1e-6)
+
+
+def test_parameters_changed_elsewhere_are_not_undone():
+    """A projection: what it moved goes on from there, the rest from its copy."""
+    tx = mixed_precision(optax.sgd(1e-3), rounding="copy")
+    params = {"w": jnp.ones(2, BF16)}
+    grads, state, step = {"w": jnp.ones(2, BF16)}, tx.init(params), jax.jit(tx.update)
+    _, state = step(grads, state, params)  # too small to be seen: 1 is the rounding
+    moved = {"w": jnp.array([0.25, 1.0], BF16)}
+    updates, state = step(grads, state, moved)
+    # The least steps of a bfloat16 below 1/4 and below 1 are 2^-10 and 2^-8.
+    np.testing.assert_allclose(state.copy["w"], [0.249, 0.998], rtol=1e-6)
+    new = optax.apply_updates(moved, updates)["w"].astype(jnp.float32)
+    np.testing.assert_array_equal(new, [0.25 - 2**-10, 1 - 2**-8])
+
+
 def test_moments_are_float32_and_steps_are_adams():
     """One step of Adam from a bfloat16 is that of float32, rounded to a neighbor."""
     params = {"w": jnp.linspace(-2, 2, 64).astype(BF16)}
