@@ -5,8 +5,9 @@ Run: python -m experiments.finetune --config=configs/lm_smollm2_wikitext.py
 Expect: not measured yet. (Un-split and untrained, the first 1,024 tokens of the test
   split have a perplexity of 13.82: tests/train/test_language.py.)
 Cost: not measured yet; try --config.steps=2 --config.batch_size=1 --config.window=64
-  --config.eval_limit=2 first. The edge holds 67M of 163M parameters, since the head
-  has a copy of the embeddings
+  --config.eval_limit=2 first. The edge holds 67M of 163M parameters (counted by
+  tests/train/test_next_token.py::test_smollm2_through_its_cut), since the head has a
+  copy of the embeddings
 """
 
 from splitjax.train.next_token import NextToken

@@ -1,5 +1,6 @@
 """Compressing a trained model: what it costs and what it scores, before and after."""
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Sequence
@@ -90,22 +91,20 @@ def compress(
             "summary.json; leave it empty to train one here"
         )
     run = open_trained(dense, seed, trained)
-    first, *_ = next(iter(run.parts.train.epoch(0)))
-    model, state = run.parts.split.cut.model, run.state.edge["state/0"]
-    x, count = spec_of(model_inputs(first)), len(first["y"])
-    name = next(iter(experiment.score_on or run.parts.evals))
-    subject = Subject(
-        params_of(run),
-        score=lambda params: score(run, params, experiment.score_on),
-        costs=lambda params: costs(model, params, state, x, count),
-        fisher=lambda: measured(experiment, run),
-        name=name,
-        unit=f"{name} {run.parts.score_name}",
-    )
-
-    made = tuned_too(experiment, subject, seed, folder, facts={"seed": seed})
-    run.driver.close()
-    return made
+    with contextlib.closing(run.driver):
+        first, *_ = next(iter(run.parts.train.epoch(0)))
+        model, state = run.parts.split.cut.model, run.state.edge["state/0"]
+        x, count = spec_of(model_inputs(first)), len(first["y"])
+        name = next(iter(experiment.score_on or run.parts.evals))
+        subject = Subject(
+            params_of(run),
+            score=lambda params: score(run, params, experiment.score_on),
+            costs=lambda params: costs(model, params, state, x, count),
+            fisher=lambda: measured(experiment, run),
+            name=name,
+            unit=f"{name} {run.parts.score_name}",
+        )
+        return tuned_too(experiment, subject, seed, folder, facts={"seed": seed})
 
 
 def tuned_too(

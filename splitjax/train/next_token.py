@@ -69,6 +69,11 @@ class NextToken(ExpertOptions):
             raise ValueError(f"score_on is empty: give one at least of {HELD_OUT}")
         if self.mode != "unsplit" and not self.after:
             raise ValueError("a split run needs a place to cut, as after=('layer_2',)")
+        if self.scrutinize:
+            raise ValueError(
+                "scrutinize=True compares gradients of examples with one class each, "
+                "and a text has a label a token: take scrutinize=False"
+            )
         if self.mode != "unsplit" and self.tied:
             raise ValueError(
                 "tied=True: a leaf has one owner, so that a cut model's head has a "

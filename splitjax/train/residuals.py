@@ -45,6 +45,14 @@ class Residuals:
         for name in ("epochs", "batch_size", "every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be 1 or more")
+        for name in ("steps", "limit"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: it must be 0 or more")
+        if self.limit and self.batch_size > self.limit:
+            raise ValueError(
+                f"batch_size={self.batch_size}: no step has so many pictures with "
+                f"limit={self.limit}; take {self.limit} or less"
+            )
         if not (self.widths and self.seeds and self.arms):
             raise ValueError("widths, seeds and arms have one entry each at least")
 
@@ -79,11 +87,20 @@ def play(options: Residuals, arm: str, seed: int) -> dict[str, Any]:
       codes within the bound, entropy-coded in a frame), `ratio` of their sums, `kept`
       (what the backward pass keeps, by shapes), `temporary` (of the compiled gradient,
       beside arguments and results), `missed` (values off by more than their bound in
-      the run) and `seconds`. The exact arm has no bounds, and a ratio of 1.
+      the run), `missed_share` (of all that were kept within one) and `seconds`. The
+      exact arm has no bounds, a ratio of 1 and a share of 0.
+
+    Raises:
+      ValueError: for a batch larger than the training split, or as `pictures` does.
     """
     started = time.monotonic()
     (x, y), (x_test, y_test) = (options.pictures(s) for s in ("train", "test"))
     key, made = jax.random.key(seed), network(arm)
+    if options.batch_size > len(x):
+        raise ValueError(
+            f"batch_size={options.batch_size}: no step has so many of the {len(x)} "
+            f"pictures of {options.task}; take {len(x)} or less"
+        )
     classes, first = int(y.max()) + 1, options.first
     params = start(options.widths, x.shape[1:], classes, bound=first, key=key)
     tx = optax.sgd(options.learning_rate, momentum=0.9)
@@ -94,13 +111,12 @@ def play(options: Residuals, arm: str, seed: int) -> dict[str, Any]:
 
     def update(params, state, x, y, step):
         value, grads = jax.value_and_grad(made.loss)(params, x, y)
-        missed = sum(
-            (Noise(*g[BOUND]).missed for g in grads.values() if BOUND in g),
-            start=jnp.float32(0),
-        )
+        seen = [Noise(*g[BOUND]) for g in grads.values() if BOUND in g]
+        off = sum((one.missed for one in seen), start=jnp.float32(0))
+        kept = sum((one.values for one in seen), start=jnp.float32(0))
         more = {} if arm == "exact" else {"step": step}
         updates, state = tx.update(grads, state, params, **more)
-        return optax.apply_updates(params, updates), state, value, missed
+        return optax.apply_updates(params, updates), state, value, off, kept
 
     state, rows = tx.init(params), options.batch_size
     shapes = params, state, x[:rows], y[:rows], jnp.int32(0)
@@ -111,13 +127,13 @@ def play(options: Residuals, arm: str, seed: int) -> dict[str, Any]:
         order.permutation(len(x))[: len(x) // rows * rows].reshape(-1, rows)
         for _ in range(options.epochs)
     ]
-    losses, missed = [], 0.0
+    losses, missed, values = [], 0.0, 0.0
     steps = np.concatenate(batches)
     for step, chosen in enumerate(steps[: options.steps or len(steps)]):
         args = x[chosen], y[chosen], jnp.int32(step)
-        params, state, value, off = compiled(params, state, *args)
+        params, state, value, off, kept = compiled(params, state, *args)
         losses.append(float(value))
-        missed += float(off)
+        missed, values = missed + float(off), values + float(kept)
     logits = jax.jit(made.logits)
     right = [
         np.asarray(logits(params, x_test[at : at + 256])).argmax(-1)
@@ -135,6 +151,7 @@ def play(options: Residuals, arm: str, seed: int) -> dict[str, Any]:
         "kept": residual_bytes(made.loss, params, x[:rows], y[:rows]),
         "temporary": memory.temp_size_in_bytes,
         "missed": missed,
+        "missed_share": missed / max(values, 1.0),
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -146,18 +163,22 @@ def table(rows: list[dict[str, Any]]) -> str:
       rows: `{"name", "runs"}` with runs as `play` gives them.
 
     Example:
-      >>> run = dict.fromkeys(("loss", "ratio", "kept", "temporary", "missed"), 1.0)
-      >>> made = table([{"name": "exact", "runs": [{**run, "score": 0.5}]}])
+      >>> run = dict.fromkeys(("loss", "ratio", "kept", "temporary"), 1.0)
+      >>> run |= {"score": 0.5, "missed": 0.0, "missed_share": 0.0}
+      >>> made = table([{"name": "exact", "runs": [run]}])
       >>> made.splitlines()[-1][:16]
       '| exact | 0.5000'
     """
     head = ("arm", "accuracy", "each", "last loss", "ratio", "kept MB", "temporary MB")
-    head += ("missed",)
+    head += ("missed", "of all")
     cells = []
     for r in rows:
         mean = {
             name: float(np.mean([run[name] for run in r["runs"]]))
-            for name in ("score", "loss", "ratio", "kept", "temporary", "missed")
+            for name in (
+                *("score", "loss", "ratio", "kept", "temporary"),
+                *("missed", "missed_share"),
+            )
         }
         cells.append(
             (
@@ -169,6 +190,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{mean['kept'] / 1e6:.3f}",
                 f"{mean['temporary'] / 1e6:.3f}",
                 f"{mean['missed']:.0f}",
+                f"{100 * mean['missed_share']:.2g} %",
             )
         )
     return markdown(head, cells)

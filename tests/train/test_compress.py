@@ -17,6 +17,7 @@ from splitjax.factors.mpo import Mpo
 from splitjax.factors.mpo_plan import plan_keeping
 from splitjax.factors.smartdeal import SmartDeal
 from splitjax.factors.smartdeal_pack import pack, stored_bytes
+from splitjax.runtime.local import Local
 from splitjax.train import compress as compressing
 from splitjax.train.compress import compress, measured, params_of
 from splitjax.train.compress_methods import coded, fitted
@@ -300,6 +301,20 @@ def test_a_run_that_is_not_there_is_told(experiment, tmp_path):
     one = dataclasses.replace(experiment, trained=str(tmp_path))
     with pytest.raises(ValueError, match="holds no finished run"):
         compress(one, 0, tmp_path / "work")
+
+
+def test_a_point_that_fails_closes_the_run(experiment, made, tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setattr(Local, "close", lambda driver: closed.append(driver))
+
+    def fails(*_, **__):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(compressing, "compressed", fails)
+    one = dataclasses.replace(experiment, trained=str(made[1] / "dense"))
+    with pytest.raises(RuntimeError, match="no room"):
+        compress(one, 0, tmp_path, progress=False)
+    assert len(closed) == 1
 
 
 def test_the_dense_run_is_the_plain_one(experiment):

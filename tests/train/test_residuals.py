@@ -18,8 +18,10 @@ def test_it_learns_as_an_exact_network_does(runs):
     assert exact["loss"] < np.log(10)
     assert exact["loss"] != coded["loss"]
     assert coded["loss"] == pytest.approx(exact["loss"], abs=0.02)
-    assert exact["missed"] == 0
+    assert exact["missed"] == exact["missed_share"] == 0
     assert coded["missed"] > 0  # 8 bits reach over .5 at the first bound of .001
+    values = 12 * 32 * (8 * 8 + 4 * 4 * 4)  # steps, pictures, inputs of two layers
+    assert coded["missed_share"] == pytest.approx(coded["missed"] / values)
 
 
 def test_bounds_were_moved_and_ratios_are_of_real_bytes(runs):
@@ -37,6 +39,8 @@ def test_less_is_kept_in_memory(runs):
     assert runs["8 bits"]["kept"] < runs["exact"]["kept"] / 3
     lines = table([{"name": name, "runs": [run]} for name, run in runs.items()])
     assert len(lines.splitlines()) == 4 and "1.0x" in lines
+    share = 100 * runs["8 bits"]["missed_share"]
+    assert f"| {share:.2g} %" in lines.splitlines()[-1]
 
 
 def test_every_arm_has_its_network():
@@ -49,11 +53,21 @@ def test_every_arm_has_its_network():
         ({"arms": ("exakt",)}, "arms='exakt'"),
         ({"every": 0}, "every=0"),
         ({"widths": ()}, "widths, seeds and arms"),
+        ({"steps": -1}, "steps=-1: it must be 0 or more"),
+        ({"limit": -1}, "limit=-1: it must be 0 or more"),
+        ({"limit": 8, "batch_size": 9}, "batch_size=9: .* with limit=8"),
     ],
 )
 def test_bad_options_are_told(wrong, text):
     with pytest.raises(ValueError, match=text):
         Residuals(**wrong).validate()
+
+
+def test_a_batch_of_more_pictures_than_there_are_is_told():
+    options = Residuals(**{**SMALL, "limit": 0, "batch_size": 10_000})
+    options.validate()
+    with pytest.raises(ValueError, match="batch_size=10000: no step has so many of"):
+        play(options, "exact", 0)
 
 
 def test_pictures_must_halve():
