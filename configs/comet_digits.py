@@ -8,7 +8,7 @@ Expect: test accuracy, mean of seeds 0, 1, 2 (2026-11-29): exact .9833, within b
   layers take 8.1x fewer bytes in a frame, 6 to 13x by layer and seed. In 8 bits the
   backward pass keeps .054 MB in place of 1.003, and the compiled gradient takes .67 MB
   beside its arguments in place of 2.90. Of a run's values 8 bits put .2 %, and 6 bits
-  6 %, further off than their bound: it was below what they reach over
+  6 %, further off than their bound (the table's "of all"): it was below what they reach
 Cost: 1 minute of CPU time
 """
 

@@ -32,7 +32,8 @@ def run(tiny_model, tiny_task, tmp_path_factory):
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
     def call(name, *arguments, config="mine.py"):
-        command = [sys.executable, "-m", f"experiments.{name}", f"--config={config}"]
+        command = [sys.executable, "-m", f"experiments.{name}"]
+        command += [f"--config={config}"] if config else []
         kwargs = dict(cwd=folder, env=environment, capture_output=True, text=True)
         return subprocess.run([*command, *arguments], check=False, **kwargs)
 
@@ -145,3 +146,28 @@ def test_plan_prints_its_stages_and_draws_them(run):
     assert [row["first"] for row in stages][0] == "embed"
     assert all(row["measured_seconds"] > 0 for row in stages)
     assert image.imread(folder / "plan.png").std() > 0.01
+
+
+@pytest.mark.slow
+def test_bench_cloud_measures_a_part(run):
+    given = ["--only=adam", "--rounds=1", "--clock=cpu", "--workdir=bench"]
+    done = run("bench_cloud", *given, config=None)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((run.folder / "bench/bench_cloud.json").read_text())["rows"]
+    assert rows and all(row["name"] in done.stdout for row in rows)
+
+
+@pytest.mark.slow
+def test_residuals_compares_its_arms(run):
+    (run.folder / "kept.py").write_text(
+        "from splitjax.train.residuals import Residuals\n\n\ndef get_config():\n"
+        "    how = dict(widths=(4,), steps=2, limit=64, batch_size=32, seeds=(0,))\n"
+        "    return Residuals(arms=('exact', '8 bits'), **how)\n"
+    )
+    done = run("residuals", config="kept.py")
+    assert done.returncode == 0, done.stderr
+    folder = run.folder / "runs" / "kept"
+    rows = json.loads((folder / "residuals.json").read_text())
+    assert [row["name"] for row in rows] == ["exact", "8 bits"]
+    assert all(row["runs"][0]["loss"] > 0 for row in rows)
+    assert (folder / "table.md").read_text() in done.stdout
