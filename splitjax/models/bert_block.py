@@ -44,7 +44,7 @@ class Norm(nn.Module):
     """scale * (x - mean) / sqrt(var + eps) + bias over the last axis, in float32.
 
     Linen's own layer norm promotes dtypes implicitly, which strict promotion refuses.
-    A fused one is `kernels.layer_norm`.
+    A fused one is `kernels.layer_norm`; see `BertConfig.fused`.
 
     Example:
       >>> layer = Norm(1e-12)
@@ -56,7 +56,7 @@ class Norm(nn.Module):
 
     eps: float
     dtype: Any = jnp.float32
-    fused: bool = False
+    fused: str = ""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -65,7 +65,8 @@ class Norm(nn.Module):
         scale = self.param("scale", ones, x.shape[-1:], jnp.float32)
         bias = self.param("bias", zeros, x.shape[-1:], jnp.float32)
         if self.fused:
-            return layer_norm(x, scale, bias, eps=self.eps, dtype=self.dtype)
+            more = {"eps": self.eps, "dtype": self.dtype, "impl": self.fused}
+            return layer_norm(x, scale, bias, **more)
         x = x.astype(jnp.float32)
         x = x - x.mean(-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
@@ -103,7 +104,7 @@ class Embed(nn.Module):
             places = jnp.arange(ids.shape[1])[None]
         if c.fused:
             places = jnp.broadcast_to(places, ids.shape)
-            h = embed(ids, word(), position(), places=places)
+            h = embed(ids, word(), position(), places=places, impl=c.fused)
         else:
             h = word(ids) + position(places)
         if c.types:
@@ -147,10 +148,10 @@ class Attention(nn.Module):
         weights = jax.nn.softmax(scores).astype(self.dtype)
         weights = nn.Dropout(c.attention_dropout)(weights, deterministic=not train)
         y = jnp.einsum("bhqk,bhkd->bhqd", weights, v).swapaxes(1, 2)
-        out = dense(c, c.width, "out", self.dtype, apart=c.fused)
+        out = dense(c, c.width, "out", self.dtype, apart=bool(c.fused))
         y = out(y.reshape(b, t, c.width))
         if c.fused:
-            y = dropped_on(self, y, h, c.dropout, train=train)
+            y = dropped_on(self, y, h, c.dropout, train=train, impl=c.fused)
         else:
             y = h + nn.Dropout(c.dropout)(y, deterministic=not train)
         return {**x, "h": Norm(c.eps, self.dtype, c.fused, name="norm")(y)}
@@ -170,12 +171,12 @@ class Ffn(nn.Module):
     def __call__(self, x: Tree, *, train: bool) -> Tree:
         """Maps {"h": (B, T, D), "mask"} to the same."""
         c, h = self.config, x["h"]
-        wi = dense(c, c.ffn, "wi", self.dtype, apart=c.fused)
-        wo = dense(c, c.width, "wo", self.dtype, apart=c.fused)
+        wi = dense(c, c.ffn, "wi", self.dtype, apart=bool(c.fused))
+        wo = dense(c, c.width, "wo", self.dtype, apart=bool(c.fused))
         if c.fused:
             skip = h if self.skip else jnp.zeros_like(h)
-            y = wo(bias_act_dropout(*wi(h), activation="gelu"))
-            y = dropped_on(self, y, skip, c.dropout, train=train)
+            y = wo(bias_act_dropout(*wi(h), activation="gelu", impl=c.fused))
+            y = dropped_on(self, y, skip, c.dropout, train=train, impl=c.fused)
         else:
             y = nn.Dropout(c.dropout)(wo(gelu(wi(h))), deterministic=not train)
             y = y + h if self.skip else y

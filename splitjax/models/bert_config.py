@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from splitjax.core.tree import nearest
-from splitjax.models.config_fields import check_only, family_in
+from splitjax.models.config_fields import check_fused, check_only, family_in
 
 FAMILIES = ("bert", "mpnet")
 ONLY = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
@@ -31,8 +31,10 @@ class BertConfig:
       init_std: of fresh kernels.
       skipless: layers, counted from 0, whose feed-forward block has no skip connection:
         what merging a squeezed layer leaves behind.
-      fused: whether layers compute by `splitjax.kernels`. The parameters are the same,
-        and so is the function; what dropout drops is another draw.
+      fused: how layers compute: "" by Flax and JAX, else by `splitjax.kernels`, as
+        "xla" programs or as "auto" says (see `kernels.kernel.Kernel`; not for a mesh).
+        The parameters are the same, and so is the function; what dropout drops is
+        another draw.
 
     Raises:
       ValueError: when the numbers do not fit each other.
@@ -57,9 +59,10 @@ class BertConfig:
     attention_dropout: float = 0.1
     init_std: float = 0.02
     skipless: tuple[int, ...] = ()
-    fused: bool = False
+    fused: str = ""
 
     def __post_init__(self):
+        check_fused(self.fused)
         if self.family not in FAMILIES:
             raise ValueError(
                 f"family {self.family!r}: {nearest(self.family, FAMILIES)}"

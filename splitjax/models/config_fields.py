@@ -5,6 +5,21 @@ from typing import Any
 
 from splitjax.core.tree import nearest
 
+FUSED = ("", "xla", "auto")
+
+
+def check_fused(fused: str) -> None:
+    """Raises a ValueError for another way to compute layers than one of `FUSED`.
+
+    Example:
+      >>> check_fused("xal")
+      Traceback (most recent call last):
+      ...
+      ValueError: fused='xal': expected one of ('', 'xla', 'auto')
+    """
+    if not isinstance(fused, str) or fused not in FUSED:
+        raise ValueError(f"fused={fused!r}: expected one of {FUSED}")
+
 
 def family_in(fields: Mapping[str, Any], families: Sequence[str]) -> str:
     """The `model_type` of a config.json.

@@ -101,7 +101,7 @@ class Embed(nn.Module):
             places = jnp.maximum(places, 0)
             position = Lookup(c.positions, c.width, c.init_std, name="position")
             if c.fused:
-                h = embed(ids, word(), position(), places=places)
+                h = embed(ids, word(), position(), places=places, impl=c.fused)
             else:
                 h = word(ids) + position(places)
         h = nn.Dropout(c.dropout)(h, deterministic=not train)
@@ -156,9 +156,10 @@ class Attention(nn.Module):
         weights = nn.Dropout(c.attention_dropout)(weights, deterministic=not train)
         y = jnp.einsum("bkgts,bskw->btkgw", weights, v).reshape(b, t, c.width)
         y = jnp.where(first + t > s, jnp.nan, y)
-        y = dense(c, c.width, "out", self.dtype, apart=c.fused)(y)
+        y = dense(c, c.width, "out", self.dtype, apart=bool(c.fused))(y)
         if c.fused:
-            return {**x, "h": dropped_on(self, y, h, c.dropout, train=train)}
+            y = dropped_on(self, y, h, c.dropout, train=train, impl=c.fused)
+            return {**x, "h": y}
         y = nn.Dropout(c.dropout)(y, deterministic=not train)
         return {**x, "h": h + y}
 
@@ -195,12 +196,13 @@ class Ffn(nn.Module):
         y = norm(c, self.dtype)(x["h"])
 
         def layer(features, name):
-            return dense(c, features, name, self.dtype, apart=c.fused)
+            return dense(c, features, name, self.dtype, apart=bool(c.fused))
 
         if c.fused:
-            inner = bias_act_dropout(*layer(c.ffn, "wi")(y), activation="gelu_tanh")
-            made = layer(c.width, "wo")(inner)
-            return {**x, "h": dropped_on(self, made, x["h"], c.dropout, train=train)}
+            more = {"activation": "gelu_tanh", "impl": c.fused}
+            y = layer(c.width, "wo")(bias_act_dropout(*layer(c.ffn, "wi")(y), **more))
+            y = dropped_on(self, y, x["h"], c.dropout, train=train, impl=c.fused)
+            return {**x, "h": y}
         y = feed_forward(c, layer, y)
         y = nn.Dropout(c.dropout)(y, deterministic=not train)
         return {**x, "h": x["h"] + y}

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from splitjax.core.tree import nearest
-from splitjax.models.config_fields import check_only, family_in
+from splitjax.models.config_fields import check_fused, check_only, family_in
 
 FAMILIES = ("gpt2", "llama")
 
@@ -32,7 +32,7 @@ class DecoderConfig:
       dropout: after the embeddings, attention and feed-forward block.
       attention_dropout: of the attention's probabilities.
       init_std: of fresh kernels.
-      fused: whether layers compute by `splitjax.kernels`; gpt2 only, since llama has no
+      fused: how layers compute, as `BertConfig.fused`; gpt2 only, since llama has no
         layer norm and no biases. The parameters and the function are the same.
 
     Raises:
@@ -58,9 +58,10 @@ class DecoderConfig:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     init_std: float = 0.02
-    fused: bool = False
+    fused: str = ""
 
     def __post_init__(self):
+        check_fused(self.fused)
         if self.family not in FAMILIES:
             raise ValueError(
                 f"family {self.family!r}: {nearest(self.family, FAMILIES)}"
@@ -79,11 +80,10 @@ class DecoderConfig:
                 f"gpt2 has as many heads of keys as of queries: {self.kv_heads} and "
                 f"{self.heads}"
             )
-
         if self.fused and self.family != "gpt2":
             raise ValueError(
-                f"fused=True of the family {self.family!r}: its norm and its layers "
-                "without biases have no kernels here; gpt2's have"
+                f"fused={self.fused!r} of the family {self.family!r}: its norm and its "
+                "layers without biases have no kernels here, gpt2's have; take fused=''"
             )
 
     @property

@@ -13,6 +13,7 @@ def dropped_on(
     rate: float,
     *,
     train: bool,
+    impl: str,
 ) -> jax.Array:
     """skip + dropout(x + bias) of a dense layer's x and bias.
 
@@ -22,14 +23,17 @@ def dropped_on(
       skip: (..., D); the result has its dtype.
       rate: of dropout.
       train: whether something is dropped.
+      impl: see `kernels.kernel.Kernel`.
 
     Example:
       >>> import jax.numpy as jnp
       >>> x, bias = jnp.ones((2, 3)), jnp.ones(3)
-      >>> dropped_on(nn.Module(), (x, bias), x, 0.5, train=False).tolist()
+      >>> how = {"train": False, "impl": "xla"}
+      >>> dropped_on(nn.Module(), (x, bias), x, 0.5, **how).tolist()
       [[3.0, 3.0, 3.0], [3.0, 3.0, 3.0]]
     """
     x, bias = made
     if not (train and rate):
-        return bias_dropout_skip(x, bias, skip)
-    return bias_dropout_skip(x, bias, skip, module.make_rng("dropout"), rate=rate)
+        return bias_dropout_skip(x, bias, skip, impl=impl)
+    key = module.make_rng("dropout")
+    return bias_dropout_skip(x, bias, skip, key, rate=rate, impl=impl)

@@ -45,7 +45,7 @@ class MoeFfn(nn.Module):
         y, routing = _mixed(self, h, x["mask"], compute, train)
         y = nn.Dropout(c.dropout)(y, deterministic=not train)
         y = y + h if self.skip else y
-        return {**x, "h": Norm(c.eps, self.dtype, name="norm")(y)}, routing
+        return {**x, "h": Norm(c.eps, self.dtype, c.fused, name="norm")(y)}, routing
 
 
 class DecoderMoeFfn(nn.Module):

@@ -86,8 +86,8 @@ def block(timed: Timed) -> list[Row]:
     texts["mask"] = jnp.ones((s.batch, s.length), bool)
     h = jax.random.normal(jax.random.key(1), (s.batch, s.length, s.model.width))
     x = {"h": h, "mask": texts["mask"]}
-    for name in ("stock", "fused"):
-        config = dataclasses.replace(s.model, layers=1, fused=name == "fused")
+    for name, fused in (("stock", ""), ("fused", "auto")):
+        config = dataclasses.replace(s.model, layers=1, fused=fused)
         _, *stages = bert(config)
         layer = join(stages)
         params, state = layer.init(jax.random.key(0), x)

@@ -17,12 +17,27 @@ from splitjax.core.stage import Stage, still
 from splitjax.core.tree import Tree, spec_of
 from splitjax.metrics.flops import edge_share
 from splitjax.models import pretrained
+from splitjax.models.config_fields import FUSED
 from splitjax.privacy import guarded, leak_loss, scrutinizer
 from splitjax.train.codec_text import codec_of
 from splitjax.train.experiment import Experiment, Parts, check, option
 from splitjax.train.task import SCORES, Task
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+def check_fused(fused: str, mesh: str) -> None:
+    """Raises a ValueError for a `fused` that is none, or that a mesh cannot divide.
+
+    Example:
+      >>> check_fused("xla", "data=2")
+    """
+    check(fused, "fused", FUSED)
+    if fused == "auto" and mesh:
+        raise ValueError(
+            f"fused='auto' beside mesh={mesh!r}: off the CPU it takes Pallas programs, "
+            "which a mesh cannot divide; take fused='xla'"
+        )
 
 
 @dataclasses.dataclass

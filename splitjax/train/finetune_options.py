@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from splitjax.core.tree import Tree
-from splitjax.train.cut_experiment import CutExperiment
+from splitjax.train.cut_experiment import CutExperiment, check_fused
 from splitjax.train.experiment import check, option
 from splitjax.train.task import HEADS
 
@@ -20,8 +20,10 @@ class FinetuneOptions(CutExperiment):
     pool: str = option("cls", "of a one-text head: 'cls', 'pooler' or 'mean'")
     max_length: int = option(128, "tokens of a text at most; longer ones are cut off")
     data_dir: str = option("", "a folder of GLUE's TSV files, where not the default")
-    fused: bool = option(
-        False, "layers compute by splitjax.kernels; a parted block stays as it is"
+    fused: str = option(
+        "",
+        "layers compute by splitjax.kernels: 'xla', or 'auto' (Pallas off the CPU; no "
+        "mesh then); a parted block stays as it is",
     )
     squeeze: bool = option(True, "cut inside of a feed-forward block (SFT)")
     layer: int = option(2, "the squeezed layer, from 0; the paper's split is one more")
@@ -54,6 +56,7 @@ class FinetuneOptions(CutExperiment):
         """Raises a ValueError for options that make no sense."""
         super().validate()
         check(self.bridge, "bridge", ("svd", "pca"))
+        check_fused(self.fused, self.mesh)
         if self.head:
             check(self.head, "head", HEADS)
         for name in ("forward", "backward"):

@@ -15,7 +15,7 @@ from splitjax.data.batches import model_inputs
 from splitjax.metrics.perplexity import bits, next_symbol, perplexity, row_nats
 from splitjax.models.decoder import decoder
 from splitjax.models.decoder_config import DecoderConfig
-from splitjax.train.cut_experiment import DTYPES
+from splitjax.train.cut_experiment import DTYPES, check_fused
 from splitjax.train.experiment import Parts, check, option
 from splitjax.train.expert_options import ExpertOptions
 from splitjax.train.language import folder_of, read_config, read_params
@@ -44,6 +44,11 @@ class NextToken(ExpertOptions):
     tied: bool = option(
         False, "the head reads the embeddings; only without a cut. False: it has a copy"
     )
+    fused: str = option(
+        "",
+        "layers compute by splitjax.kernels: 'xla', or 'auto' (Pallas off the CPU; no "
+        "mesh then); gpt2 only",
+    )
     window: int = option(256, "tokens read at once: what a prediction sees at most")
     limit: int = option(0, "training windows at most; 0: all of them")
     eval_limit: int = option(64, "windows of a split to score on at most; 0: all")
@@ -58,6 +63,7 @@ class NextToken(ExpertOptions):
         """Raises a ValueError for options that make no sense."""
         super().validate()
         check(self.metric, "metric", tuple(self.SCORES))
+        check_fused(self.fused, self.mesh)
         for name, least in (("window", 1), ("limit", 0), ("eval_limit", 0)):
             if getattr(self, name) < least:
                 raise ValueError(
@@ -103,6 +109,7 @@ class NextToken(ExpertOptions):
     ) -> Parts:
         """All parts but the data: what a cloud builds, who has not seen it."""
         config = read_config(folder_of(self.model), tied=self.tied)
+        config = dataclasses.replace(config, fused=self.fused)
         stages = self.stages(config)
 
         def given():

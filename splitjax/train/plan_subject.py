@@ -10,6 +10,7 @@ from splitjax.core.tree import Tree
 from splitjax.data.batches import model_inputs
 from splitjax.metrics.perplexity import next_symbol
 from splitjax.train import flags
+from splitjax.train.cut_experiment import check_fused
 from splitjax.train.language import open_model
 from splitjax.train.loop import tick_batch
 from splitjax.train.plan_options import Planning
@@ -33,9 +34,11 @@ def subject(options: Planning) -> Subject:
     Raises:
       FileNotFoundError: when a decoder's folder lacks a file.
       SystemExit: when there is no such config file.
+      ValueError: for an experiment with `fused="auto"`: a plan may be on a mesh.
     """
     if options.model.endswith(".py"):
         experiment = flags.load(options.model)
+        check_fused(getattr(experiment, "fused", ""), options.mesh or "any")
         parts = dataclasses.replace(experiment, mode="unsplit").parts(0)
         [first, *_] = next(iter(parts.train.epoch(0, micro=experiment.micro)))
         made = tick_batch(first, first["n_valid"])

@@ -1,6 +1,7 @@
 """Models on fused kernels: the same parameters, the same function."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ def _models(name, dtype=jnp.float32, **changes):
     """The stock model and the fused one."""
     make = decoder if name == "gpt2" else bert
     config = dataclasses.replace(CONFIGS[name], **changes)
-    fused = dataclasses.replace(config, fused=True)
+    fused = dataclasses.replace(config, fused="xla")
     return [join(make(c, dtype=dtype)) for c in (config, fused)]
 
 
@@ -84,14 +85,17 @@ def test_half_precision(name, batch, key):
     np.testing.assert_allclose(x, y, atol=2e-2 * np.abs(y).max())
 
 
+@pytest.mark.parametrize("place", [1, 2], ids=["attention", "ffn"])
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
-def test_dropout(name, batch, key):
-    """It follows the key, in every layer, and gradients stay finite."""
-    _, fused = _models(name, dropout=0.5)
-    params, state = fused.init(key, spec_of(batch))
-    run = _loss(fused, state, batch)
+def test_dropout(name, place, batch, key):
+    """One fused stage alone: it follows the key, and gradients stay finite."""
+    config = dataclasses.replace(CONFIGS[name], dropout=0.5, fused="xla")
+    stage = (decoder if name == "gpt2" else bert)(config)[place]
+    x = {"h": jax.random.normal(key, (4, 7, 16)), "mask": batch["mask"]}
+    params, state = stage.init(key, spec_of(x))
+    run = _loss(stage, state, x)
     first, again, other = (run(params, jax.random.key(n)) for n in (0, 0, 1))
-    still = _run(fused, state, batch)(params)
+    still = _run(stage, state, x)(params)
     assert bool((first[0][1] == again[0][1]).all())
     for y in (still, other[0][1]):
         assert not bool((first[0][1] == y).all(-1).any())
@@ -99,10 +103,35 @@ def test_dropout(name, batch, key):
 
 
 def test_a_family_without_kernels_is_refused():
-    with pytest.raises(ValueError, match="fused=True of the family 'llama'"):
-        DecoderConfig(fused=True)
+    with pytest.raises(ValueError, match="fused='xla' of the family 'llama'"):
+        DecoderConfig(fused="xla")
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=[*CONFIGS])
+def test_another_way_is_refused(config):
+    for wrong in (True, "pallas"):
+        with pytest.raises(ValueError, match=f"fused={wrong!r}: expected one of"):
+            dataclasses.replace(config, fused=wrong)
+
+
+@pytest.mark.parametrize("name", [*CONFIGS])
+def test_only_auto_may_be_a_pallas_program(name, batch, key, monkeypatch):
+    """As traced on a machine whose default is a GPU: on a mesh XLA must see all."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    make = decoder if name == "gpt2" else bert
+    texts = {}
+    for fused in ("", "xla", "auto"):
+        model = join(make(dataclasses.replace(CONFIGS[name], fused=fused)))
+        params, state = jax.eval_shape(model.init, key, spec_of(batch))
+        run = functools.partial(model.apply, key=None, train=False)
+        texts[fused] = str(jax.make_jaxpr(run)(params, state, batch))
+    found = {fused: text.count("pallas_call") for fused, text in texts.items()}
+    assert found[""] == found["xla"] == 0
+    # Embedding, two norms a layer and one besides, and what follows dense layers.
+    names = {"embed", "layer_norm", "bias_act_dropout", "bias_dropout_skip"}
+    assert found["auto"] > 0 and all(one in texts["auto"] for one in names)
 
 
 def test_a_folder_does_not_say_whether_it_is_fused():
-    config = dataclasses.replace(CONFIGS["bert"], fused=True)
+    config = dataclasses.replace(CONFIGS["bert"], fused="xla")
     assert from_json(to_json(config)) == CONFIGS["bert"]

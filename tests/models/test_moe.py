@@ -10,6 +10,7 @@ import pytest
 from splitjax.core.stage import join, substitute
 from splitjax.factors.mpo import MpoExperts
 from splitjax.factors.mpo_plan import mpo_plan
+from splitjax.models.bert_config import BertConfig
 from splitjax.models.decoder import decoder
 from splitjax.models.decoder_config import DecoderConfig
 from splitjax.models.experts import ExpertDense, Moe
@@ -44,6 +45,25 @@ def dense(request):
     stages = decoder(config)
     params, _ = jax.jit(lambda key: join(stages).init(key, X))(KEY)
     return config, stages, params, run(stages, params)
+
+
+@pytest.mark.parametrize("config", [BertConfig, DecoderConfig])
+def test_its_norm_is_fused_as_the_configs(config):
+    more = {"family": "gpt2", "kv_heads": 2} if config is DecoderConfig else {}
+    x = {"h": jax.random.normal(KEY, (B, T, D)), "mask": X["mask"]}
+    values, texts = [], []
+    for fused in ("", "xla"):
+        made = config(**SIZES, **more, dropout=0.0, fused=fused)
+        stage = moe_ffn(made, 0, Moe(**AMPLE))
+        params, state = stage.init(KEY, x)
+
+        def apply(params, stage=stage, state=state):
+            return stage.apply(params, state, x, key=None, train=False)[0]["h"]
+
+        values.append(jax.jit(apply)(params))
+        texts.append(str(jax.make_jaxpr(apply)(params)))
+    np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-5)
+    assert texts[0].count("custom_vjp_call") < texts[1].count("custom_vjp_call")
 
 
 @functools.cache

@@ -35,6 +35,13 @@ def test_a_mesh_is_no_part_of_what_a_run_is():
     assert Finetune(mesh="data=8").identity(0) == Finetune().identity(0)
 
 
+def test_a_mesh_takes_no_kernels_that_it_cannot_divide():
+    with pytest.raises(ValueError, match="fused='auto' beside mesh='data=8'"):
+        Finetune(fused="auto", mesh="data=8").validate()
+    Finetune(fused="xla", mesh="data=8").validate()
+    Finetune(fused="auto").validate()
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [("data=2,pipe=4", "no stack that 'pipe'"), ("tensr=8", "did you mean 'tensor'")],

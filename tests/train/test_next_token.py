@@ -217,12 +217,32 @@ def test_texts_of_the_users_are_scored_one_by_one(language, tmp_path):
         (dict(tied=True), "a leaf has one owner"),
         (dict(after=()), "a split run needs a place to cut"),
         (dict(scrutinize=True), "scrutinize=True .* a text has a label a token"),
+        (dict(fused="True"), "fused='True': it must be one of"),
+        (dict(fused="auto", mesh="data=2"), "fused='auto' beside mesh='data=2'"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(wrong, words, language):
     with pytest.raises(ValueError, match=words):
         language(**{**ENDS, **wrong}).validate()
     language(**ENDS).validate()
+    language(**ENDS, fused="xla", mesh="data=2").validate()
+
+
+def test_a_fused_decoder_has_the_stock_ones_logits(language):
+    """The option reaches the model: its program is another one."""
+    texts, values = [], []
+    for fused in ("", "xla"):
+        parts = language("gpt2", fused=fused, **UNSPLIT).parts(0)
+        [batch] = next(iter(parts.train.epoch(0)))
+        [params], [state] = parts.params, parts.state
+        apply = functools.partial(parts.split.cut.model.apply, key=None, train=False)
+        x = model_inputs(batch)
+        texts.append(str(jax.make_jaxpr(apply)(params, state, x)))
+        values.append(jax.jit(apply)(params, state, x)[0])
+    np.testing.assert_allclose(values[1], values[0], rtol=1e-4, atol=1e-5)
+    assert ["custom_vjp_call" in text for text in texts] == [False, True]
+    with pytest.raises(ValueError, match="fused='xla' of the family 'llama'"):
+        language("llama", fused="xla", **UNSPLIT).parts(0)
 
 
 def test_data_that_does_not_fit_is_told(language, tiny_decoder):

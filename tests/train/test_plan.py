@@ -115,6 +115,15 @@ def test_an_experiments_model_is_planned(tiny_model, tiny_task, tmp_path):
     assert about.x["ids"].shape[0] == 4
 
 
+def test_an_experiment_whose_kernels_no_mesh_divides_is_refused(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from splitjax.train.finetune import Finetune\n\n\ndef get_config():\n"
+        "    return Finetune(fused='auto')\n"
+    )
+    with pytest.raises(ValueError, match="fused='auto' beside mesh='pipe=2'"):
+        subject(options(tmp_path / "mine.py"))
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
