@@ -33,6 +33,8 @@ def main(_: list[str]) -> None:
             folder = workdir / f"{mode}_seed_{seed}"
             logging.info("%s, seed %d -> %s", mode, seed, folder)
             one = dataclasses.replace(experiment, mode=mode)
+            if mode == "unsplit":
+                one = one.unsplit()
             summaries.append(train(one, seed, folder))
             folders[f"{mode} seed {seed}"] = folder
     (workdir / "summary.json").write_text(json.dumps(summaries, indent=2) + "\n")

@@ -31,6 +31,8 @@ def main(_: list[str]) -> None:
     experiment, workdir = LAUNCH.run, LAUNCH.workdir
     grids = GRID.value or flags.grid_of(LAUNCH.path)
     points = ({"mode": "unsplit"}, *frontier.points(grids, experiment))
+    if experiment.mesh:  # which an un-split run has not
+        points[0]["mesh"] = ""
     for point in points:
         dataclasses.replace(experiment, **point).validate()
     workdir.mkdir(parents=True, exist_ok=True)

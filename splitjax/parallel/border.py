@@ -8,7 +8,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from splitjax.core.message import tree_bytes
-from splitjax.core.stage import Stage
+from splitjax.core.stage import Stage, ties
 from splitjax.core.tree import Tree, path_name, spec_of
 from splitjax.parallel.cost import pieces
 
@@ -80,14 +80,13 @@ def borders(
 
     def run(params, state, x):
         for number, piece in enumerate(parts):
-            ties = {other: params[other] for other in piece.stage.reads}
             x, _, _ = piece.stage.apply(
                 piece.of(params),
                 piece.of(state),
                 x,
                 key=None,
                 train=False,
-                **({"tied": ties} if ties else {}),
+                **ties(piece.stage, params),
             )
             if number < len(parts) - 1:
                 carried.append(spec_of(x))

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from splitjax.core.message import tree_bytes
-from splitjax.core.stage import Repeat, Segment, Stage
+from splitjax.core.stage import Repeat, Segment, Stage, ties
 from splitjax.core.tree import Tree, combine, spec_of, split_floats
 from splitjax.parallel.recompute import residual_leaves
 
@@ -129,8 +129,7 @@ def block_costs(
         own, kept = jax.eval_shape(
             lambda p, s, at=piece: (at.of(p), at.of(s)), params, state
         )
-        ties = {other: params[other] for other in piece.stage.reads}
-        more = {"tied": ties} if ties else {}
+        more = ties(piece.stage, params)
 
         def forward(p, s, x, more, at=piece):
             # Not folded by name: equal blocks shall be equal programs.

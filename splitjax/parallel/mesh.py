@@ -6,7 +6,7 @@ import math
 import re
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,7 +40,8 @@ def make_cloud_mesh(
 
     Raises:
       ValueError: for another text, an axis twice, or a product of sizes that is not
-        the number of devices.
+        the number of devices. (A CPU is one device, and as many virtual ones as the
+        environment's JAX_NUM_CPU_DEVICES or JAX's option jax_num_cpu_devices says.)
 
     Example:
       >>> mesh = make_cloud_mesh("data=1,tensor=1", devices=jax.devices()[:1])
@@ -53,7 +54,8 @@ def make_cloud_mesh(
     if product != len(devices):
         raise ValueError(
             f"mesh {text!r} is of {product} devices, and there are {len(devices)} "
-            f"({devices[0].platform}): give sizes whose product is {len(devices)}"
+            f"({devices[0].platform}): give sizes whose product is {len(devices)}, or "
+            f"on a CPU set JAX_NUM_CPU_DEVICES={product} before JAX starts"
         )
     auto = (jax.sharding.AxisType.Auto,) * len(sizes)
     return jax.make_mesh(
@@ -88,6 +90,16 @@ def parse(text: str) -> dict[str, int]:
     return sizes
 
 
+def text_of(sizes: Mapping[str, int]) -> str:
+    """The text of such sizes; `parse` reads it.
+
+    Example:
+      >>> text_of({"data": 2, "tensor": 4})
+      'data=2,tensor=4'
+    """
+    return ",".join(f"{name}={size}" for name, size in sizes.items())
+
+
 def join_processes(
     coordinator: str, *, processes: int, number: int, timeout_seconds: int = 60
 ) -> None:
@@ -102,8 +114,8 @@ def join_processes(
       coordinator: "host:port" of process 0, where it listens.
       processes: how many there are, on all hosts.
       number: of this one, from 0.
-      timeout_seconds: how long to wait for the others at the start, and for one that
-        is not heard any more.
+      timeout_seconds: how long to wait for process 0 to listen, then for the others to
+        come, and later for one that is not heard any more.
 
     Raises:
       ValueError: for a number that is not below `processes`.
@@ -138,11 +150,12 @@ def _wait_for(coordinator: str, timeout_seconds: int) -> None:
         raise ValueError(f"coordinator {coordinator!r}: expected 'host:port'")
     end = time.monotonic() + timeout_seconds
     while True:
+        left = max(end - time.monotonic(), 0.0)
         try:
-            socket.create_connection((host, int(port)), timeout_seconds).close()
+            socket.create_connection((host, int(port)), left).close()
             return
         except OSError as error:
-            if time.monotonic() > end:
+            if time.monotonic() >= end:
                 raise TimeoutError(
                     f"process 0 does not listen at {coordinator} after "
                     f"{timeout_seconds} s ({error}): start it, with the same address"

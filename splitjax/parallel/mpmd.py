@@ -15,7 +15,7 @@ from splitjax.core.split import Loss, Split
 from splitjax.core.stage import Stage, join
 from splitjax.core.tree import Tree
 from splitjax.parallel.cost import pieces
-from splitjax.parallel.partition import groups
+from splitjax.parallel.partition import check_cuts, groups
 from splitjax.parallel.place import Place, places
 from splitjax.parallel.schedule import FORWARD, Op, schedule, walk
 from splitjax.parallel.step import Step, programs
@@ -236,7 +236,7 @@ def mpmd(
     """
     flat = join(stages)
     names = [piece.name for piece in pieces(flat.stages)]
-    _check_cuts(cuts, len(names))
+    check_cuts(cuts, len(names))
     spans = groups(cuts, len(names))
     counts = [0] * len(spans) if recompute is None else list(recompute)
     if len(counts) != len(spans) or any(
@@ -280,13 +280,4 @@ def _check_last(kind: str, recomputes: bool) -> None:
         raise ValueError(
             f"in a schedule {kind!r} the last stage recomputes nothing: make the last "
             "number of `recompute` 0"
-        )
-
-
-def _check_cuts(cuts: Sequence[int], blocks: int) -> None:
-    rising = all(a < b for a, b in zip(cuts, cuts[1:], strict=False))
-    if not rising or any(not 0 < place < blocks for place in cuts):
-        raise ValueError(
-            f"cuts={tuple(cuts)}: numbers that increase, from 1 to {blocks - 1} for "
-            f"these {blocks} blocks"
         )

@@ -33,8 +33,7 @@ def min_max(
         `first` to `end - 1`; None: always.
 
     Returns:
-      The number of blocks before each of the `stages - 1` cuts. Of equally good ones
-      the first in the order of tuples.
+      The number of blocks before each of the `stages - 1` cuts.
 
     Raises:
       ValueError: when there are too few blocks or legal cuts, or nothing fits.
@@ -146,6 +145,43 @@ def chosen(
             )
         cuts.append(cut)
     return tuple(cuts)
+
+
+def check_cuts(
+    cuts: Sequence[int],
+    count: int,
+    *,
+    stages: int | None = None,
+    legal: Collection[int] | None = None,
+) -> None:
+    """Raises a ValueError for cuts that do not make stages of these blocks.
+
+    Args:
+      cuts: numbers of blocks before each cut.
+      count: of the blocks.
+      stages: how many there shall be; None: any number.
+      legal: see `min_max`.
+
+    Example:
+      >>> check_cuts((2, 1), 4)
+      Traceback (most recent call last):
+      ...
+      ValueError: cuts=(2, 1): numbers that increase, from 1 to 3 for these 4 blocks
+    """
+    made = tuple(cuts)
+    rising = all(a < b for a, b in itertools.pairwise(made))
+    if not rising or any(not 0 < place < count for place in made):
+        raise ValueError(
+            f"cuts={made}: numbers that increase, from 1 to {count - 1} for "
+            f"these {count} blocks"
+        )
+    if stages is not None and len(made) != stages - 1:
+        raise ValueError(f"cuts={made}: {stages} stages have {stages - 1} cuts")
+    if legal is not None and (lost := [place for place in made if place not in legal]):
+        raise ValueError(
+            f"cuts={made}: at {', '.join(map(str, lost))} later blocks read more than "
+            f"what is handed on; the legal ones are {sorted(legal)}"
+        )
 
 
 def groups(cuts: Sequence[int], count: int) -> tuple[range, ...]:

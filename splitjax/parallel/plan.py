@@ -8,6 +8,7 @@ from typing import Any
 from splitjax.parallel.border import Border
 from splitjax.parallel.cost import Block
 from splitjax.parallel.machine import Machine
+from splitjax.parallel.mesh import text_of
 from splitjax.parallel.stages import Plan, staged
 
 
@@ -28,6 +29,11 @@ class Candidate:
     tensor: int
     plan: Plan | None = None
     reason: str = ""
+
+    @property
+    def mesh(self) -> str:
+        """See `Plan.mesh`."""
+        return text_of({"data": self.data, "pipe": self.pipe, "tensor": self.tensor})
 
 
 def candidates(
@@ -77,7 +83,7 @@ def candidates(
         tensor = devices // (data * pipe)
         shape = dict(data=data, pipe=pipe, tensor=tensor)
         try:
-            _check_shape(data, tensor, rows, widths)
+            check_shape(data, tensor, rows, widths)
             made = staged(blocks, borders, machine, micro=micro, **shape, **how)
             found.append(Candidate(**shape, plan=made))
         except ValueError as error:
@@ -91,7 +97,21 @@ def candidates(
     return tuple(sorted(found, key=rank))
 
 
-def _check_shape(data: int, tensor: int, rows: int, widths: Sequence[int]) -> None:
+def check_shape(data: int, tensor: int, rows: int, widths: Sequence[int]) -> None:
+    """Raises a ValueError for a mesh that cannot divide the rows or the matrices.
+
+    Args:
+      data: see `Plan`.
+      tensor: see `Plan`.
+      rows: see `candidates`.
+      widths: see `candidates`.
+
+    Example:
+      >>> check_shape(2, 1, 3, ())
+      Traceback (most recent call last):
+      ...
+      ValueError: 3 rows of a micro-batch are not divided by data=2
+    """
     if rows % data:
         raise ValueError(f"{rows} rows of a micro-batch are not divided by {data=}")
     if tensor > 1 and not widths:
@@ -115,7 +135,5 @@ def best(found: Sequence[Candidate]) -> Plan:
     for each in found:
         if each.plan:
             return each.plan
-    lines = [
-        f"data={c.data},pipe={c.pipe},tensor={c.tensor}: {c.reason}" for c in found
-    ]
+    lines = [f"{each.mesh}: {each.reason}" for each in found]
     raise ValueError(f"no mesh can be had: {'; '.join(lines)}")

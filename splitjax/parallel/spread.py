@@ -1,13 +1,15 @@
 """The cloud's half of any algorithm on a mesh; edges and what crosses stay the same."""
 
 import dataclasses
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from splitjax.core.algorithm import Algorithm, Hop
 from splitjax.core.tree import Tree
+from splitjax.parallel.mesh import text_of
 from splitjax.parallel.rules import RULES, Rule, layout, place, place_like
 
 
@@ -33,7 +35,8 @@ def spread(
       ValueError: for a mesh with more than one place on "pipe".
 
     Warns:
-      UserWarning: from `init`; see `place`.
+      UserWarning: from `init`; see `place`. And for rows that "data" does not divide:
+        they are whole on every device, which is right but saves nothing.
 
     Example:
       >>> from splitjax.parallel.mesh import make_cloud_mesh
@@ -52,11 +55,7 @@ def spread(
       >>> made["params"]["bias"].tolist(), made["params"]["bias"].sharding.mesh == mesh
       ([1.0, 1.0], True)
     """
-    if mesh.shape.get("pipe", 1) > 1:
-        raise ValueError(
-            f"a cloud's half on {dict(mesh.shape)}: its blocks are not in a stack, and "
-            "'pipe' cannot divide them; give its devices to 'data' or 'tensor'"
-        )
+    refuse_pipe(mesh.shape)
     width = mesh.shape.get("data", 1)
     apart = NamedSharding(mesh, PartitionSpec(*[a for a in ["data"] if width > 1]))
 
@@ -77,6 +76,13 @@ def spread(
         edge, shared, slot = algorithm.init(params, state, x)
         for held in (shared, slot):
             place(params_of(held), mesh, rules=rules)  # tells of what is whole
+        counts = {leaf.shape[0] for leaf in jax.tree.leaves(x) if leaf.ndim}
+        if odd := sorted(count for count in counts if count % width):
+            warnings.warn(
+                f"{', '.join(map(str, odd))} rows are not divided by data={width}: "
+                "they are whole on every device; take a batch_size that it divides",
+                stacklevel=2,
+            )
         return edge, laid(shared, params_of(shared)), laid(slot, params_of(slot))
 
     def on_mesh(hop: Hop) -> Hop:
@@ -100,3 +106,19 @@ def spread(
         hops=lambda apply: tuple(map(on_mesh, algorithm.hops(apply))),
         predict=predict and (tuple(map(on_mesh, predict[0])), predict[1]),
     )
+
+
+def refuse_pipe(sizes: Mapping[str, int]) -> None:
+    """Raises a ValueError for a mesh of a cloud's half with places on "pipe".
+
+    Args:
+      sizes: by axis, as `mesh.shape` or `mesh.parse` have them.
+
+    Example:
+      >>> refuse_pipe({"data": 2, "tensor": 4})
+    """
+    if sizes.get("pipe", 1) > 1:
+        raise ValueError(
+            f"a cloud's half on {text_of(sizes)}: its blocks are not in a stack, and "
+            "'pipe' cannot divide them; give its devices to 'data' or 'tensor'"
+        )

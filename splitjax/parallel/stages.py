@@ -7,8 +7,9 @@ from fractions import Fraction
 from splitjax.parallel.border import Border
 from splitjax.parallel.cost import Block
 from splitjax.parallel.machine import Machine, seconds
+from splitjax.parallel.mesh import text_of
 from splitjax.parallel.moves import refine
-from splitjax.parallel.partition import groups, min_max
+from splitjax.parallel.partition import check_cuts, groups, min_max
 from splitjax.parallel.recompute import (
     counts,
     fewest_recomputed,
@@ -77,7 +78,7 @@ class Plan:
     @property
     def mesh(self) -> str:
         """The mesh as text, "data=2,pipe=2,tensor=2"."""
-        return f"data={self.data},pipe={self.pipe},tensor={self.tensor}"
+        return text_of({"data": self.data, "pipe": self.pipe, "tensor": self.tensor})
 
     @property
     def recompute(self) -> tuple[int, ...]:
@@ -104,8 +105,8 @@ def staged(
     simulated step gets shorter. Assumed is that `data` and `tensor` part all operations
     evenly, that a block of a parted matrix sums its input's bytes once forward and once
     backward (a ring: 2 (t - 1) / t of them cross each link), that what a vjp keeps is
-    parted by `data` only, and that gradients are summed over `data` when all else is
-    done.
+    parted by `data` only, that a stage sends all that its last block hands on, and that
+    gradients are summed over `data` when all else is done.
 
     Args:
       blocks: costs, for one micro-batch of the whole batch.
@@ -122,7 +123,7 @@ def staged(
       cuts: one's own; None: found.
 
     Raises:
-      ValueError: when nothing fits, and as `min_max` and `schedule` do.
+      ValueError: when nothing fits, and as `check_cuts`, `min_max` and `schedule` do.
 
     Example:
       >>> blocks = [Block(f"b{i}", 1.0, 2.0, 4, 4, 4) for i in range(6)]
@@ -142,9 +143,10 @@ def staged(
     in_flight = simulate(schedule(pipe, micro, kind)).in_flight
     shape = (micro, pipe, data, tensor, kind)
     task = _Task(blocks, borders, machine, *shape, first_ratio, in_flight)
-    if cuts is not None:
-        return task.at(tuple(cuts))
     legal = [number for number, border in enumerate(borders, 1) if border.legal]
+    if cuts is not None:
+        check_cuts(cuts, len(blocks), stages=pipe, legal=legal)
+        return task.at(tuple(cuts))
     costs = [task.forward(block) + task.backward(block) for block in blocks]
     bounded = machine.memory_bytes is not None
     start = min_max(costs, pipe, legal=legal, fits=task.fits if bounded else None)
@@ -179,7 +181,8 @@ class _Task:
             recompute=[stage.recompute_seconds for stage in stages],
             backward=[stage.backward_seconds for stage in stages],
             communication=[
-                self._sent(self.borders[cut - 1].live_bytes / self.data) for cut in cuts
+                self._sent(Fraction(self.borders[cut - 1].carry_bytes, self.data))
+                for cut in cuts
             ],
         )
         own = max(sum(self.blocks[i].parameter_bytes for i in span) for span in spans)

@@ -40,7 +40,7 @@ def recipes(experiment: Experiment) -> dict[str, Experiment]:
         "this config, edge trained": dataclasses.replace(
             given, frozen_edge=False, backward_bits=4
         ),
-        "un-split": dataclasses.replace(given, mode="unsplit"),
+        "un-split": given.unsplit(),
     }
 
 

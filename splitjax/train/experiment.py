@@ -1,7 +1,7 @@
 """An experiment: a dataclass whose fields are options and whose methods build parts."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import optax
@@ -11,7 +11,7 @@ from splitjax.core.split import Split
 from splitjax.core.tree import Tree, path_name
 from splitjax.optim.clip import clip_by_global_norm
 from splitjax.parallel.mesh import make_cloud_mesh, parse
-from splitjax.parallel.spread import spread
+from splitjax.parallel.spread import refuse_pipe, spread
 
 ATTACKS = ("inversion", "decoder", "label", "dcor")  # see `train.attack`
 
@@ -115,7 +115,9 @@ class Experiment:
         (), f"at the end, what the messages give away: some of {ATTACKS}"
     )
     mesh: str = option(
-        "", "the cloud's devices, as 'data=2,tensor=4'; empty: it computes on one"
+        "",
+        "the cloud's devices, as 'data=2,tensor=4'; empty: it computes on one (a CPU "
+        "has as many as JAX_NUM_CPU_DEVICES says)",
     )
     debug: bool = option(False, "run without jit")
     privacy_delta: float = option(
@@ -187,11 +189,13 @@ class Experiment:
                 "an attack reads both ends of the links: take mode='split' (what "
                 "crosses is the same)"
             )
-        if self.mesh and parse(self.mesh).get("pipe", 1) > 1:
-            raise ValueError(
-                f"mesh={self.mesh!r}: the cloud's blocks are in no stack that 'pipe' "
-                "could divide; give its devices to 'data' or 'tensor'"
-            )
+        if self.mesh:
+            refuse_pipe(parse(self.mesh))
+            if self.mode == "unsplit":
+                raise ValueError(
+                    f"mesh={self.mesh!r} with mode='unsplit': a mesh is the cloud's, "
+                    "and a run without a cut computes on one device; leave it away"
+                )
         if not 0 < self.privacy_delta < 1:
             raise ValueError(
                 f"privacy_delta={self.privacy_delta}: a chance between 0 and 1"
@@ -199,13 +203,17 @@ class Experiment:
         if not self.seeds:
             raise ValueError("seeds is empty: give one at least, as (0,)")
 
+    def unsplit(self) -> Self:
+        """The same without a cut, and so without a cloud and its mesh."""
+        return dataclasses.replace(self, mode="unsplit", mesh="")
+
     def cloud_algorithm(self, algorithm: Algorithm) -> Algorithm:
         """An algorithm as the cloud runs it: on its mesh, where it has one.
 
         Args:
-          algorithm: that of the parts. An edge, and a run without a cut, run it as is.
+          algorithm: that of the parts. An edge runs it as is.
         """
-        if not self.mesh or self.mode == "unsplit":
+        if not self.mesh:
             return algorithm
         return spread(algorithm, make_cloud_mesh(self.mesh))
 

@@ -9,7 +9,7 @@ from splitjax.parallel.border import borders
 from splitjax.parallel.cost import block_costs
 from splitjax.parallel.machine import Machine
 from splitjax.parallel.partition import chosen, even
-from splitjax.parallel.plan import Candidate, best, candidates
+from splitjax.parallel.plan import Candidate, best, candidates, check_shape
 from splitjax.parallel.stages import Plan, staged
 from splitjax.train.bench import CLOCKS
 from splitjax.train.plan_measure import Measured, matrix_rate, measured, stream_rate
@@ -30,6 +30,7 @@ class Found:
       times: of the plan; None where nothing was measured.
       even_times: of the even one.
       machine: what was planned with.
+      untimed: why nothing was measured though it was asked for; "" otherwise.
     """
 
     plan: Plan
@@ -38,10 +39,13 @@ class Found:
     times: Measured | None
     even_times: Measured | None
     machine: Machine
+    untimed: str = ""
 
 
 def plan_and_measure(options: Planning) -> Found:
     """Plans, and where asked measures the plan and the even cut.
+
+    A plan with an axis tensor is not measured: `Found.untimed` says so.
 
     Args:
       options: what to plan.
@@ -51,6 +55,10 @@ def plan_and_measure(options: Planning) -> Found:
     """
     options.validate()
     about, machine = subject(options), machine_of(options)
+    rows = _rows(about.x)
+    if options.mesh:
+        axes = options.shape()
+        check_shape(axes["data"], axes["tensor"], rows, options.widths)
     parts = about.stages, about.params, about.state, about.x
     blocks, between = block_costs(*parts), borders(*parts)
     ratio = options.first_ratio if options.first_ratio >= 0 else None
@@ -66,7 +74,7 @@ def plan_and_measure(options: Planning) -> Found:
         shape: dict[str, Any] = options.shape()
         made = staged(blocks, between, machine, **shape, **how, cuts=cuts)
     else:
-        how |= {"devices": options.devices, "rows": _rows(about.x)}
+        how |= {"devices": options.devices, "rows": rows}
         looked_at = candidates(blocks, between, machine, widths=options.widths, **how)
         made = best(looked_at)
     other = None
@@ -86,13 +94,16 @@ def plan_and_measure(options: Planning) -> Found:
     except ValueError as error:
         logging.info("no even cut: %s", error)
     times = even_times = None
-    if options.measure:
+    untimed = ""
+    if options.measure and made.tensor > 1:
+        untimed = f"the matrices of {made.mesh} are parted, which is not measured here"
+    elif options.measure:
         watch: dict[str, Any] = {"rounds": options.rounds}
         watch["clock"] = CLOCKS[options.clock]
         times = measured(made, about, **watch)
         if other is not None and other.cuts != made.cuts:
             even_times = measured(other, about, **watch)
-    return Found(made, other, looked_at, times, even_times, machine)
+    return Found(made, other, looked_at, times, even_times, machine, untimed)
 
 
 def machine_of(options: Planning) -> Machine:

@@ -8,9 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, Mesh
 
+from splitjax.parallel.mesh import make_cloud_mesh
 from splitjax.parallel.mpmd import Pipeline, mpmd
 from splitjax.parallel.schedule import BACKWARD, FORWARD, RECOMPUTE
 from splitjax.parallel.stages import Plan
@@ -152,10 +151,10 @@ def pipeline(plan: Plan, about: Subject) -> Pipeline:
         )
     homes: list[Any] = devices[: plan.pipe]
     if plan.data > 1:
-        grid = np.asarray(devices[: plan.pipe * plan.data])
+        width = plan.data
         homes = [
-            Mesh(own, ("data",), axis_types=(AxisType.Auto,))
-            for own in grid.reshape(plan.pipe, plan.data)
+            make_cloud_mesh(f"data={width}", devices=devices[s * width :][:width])
+            for s in range(plan.pipe)
         ]
     return mpmd(
         about.stages,

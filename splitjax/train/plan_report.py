@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -90,7 +91,7 @@ def text(found: Found) -> str:
     if found.looked_at:
         cells = [
             (
-                f"data={c.data},pipe={c.pipe},tensor={c.tensor}",
+                c.mesh,
                 _ms(float(c.plan.seconds)) if c.plan else "-",
                 c.reason or ("chosen" if c.plan is plan else ""),
             )
@@ -121,6 +122,8 @@ def text(found: Found) -> str:
             line += [_idle(times.timeline), _ms(times.whole)]
         cells.append(line)
     parts.append(markdown(head, cells))
+    if found.untimed:
+        parts.append(f"Not timed: {found.untimed}.")
     if found.times is not None:
         parts.append(
             "Measured makespans are the schedule's with each operation's time alone. "
@@ -136,7 +139,7 @@ def cores() -> int:
 
 
 def write(found: Found, path: pathlib.Path) -> None:
-    """Writes what was found to a JSON file."""
+    """Writes what was found to a JSON file; what is not finite is null there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     both = (
         ("planned", found.plan, found.times),
@@ -150,14 +153,18 @@ def write(found: Found, path: pathlib.Path) -> None:
             "makespan": float(plan.timeline.makespan),
             "measured_makespan": times and float(times.timeline.makespan),
             "whole": times and times.whole,
-            "loss": times and times.loss,
+            "loss": times and _finite(times.loss),
         }
         for name, plan, times in both
         if plan is not None
     }
-    speeds = dataclasses.asdict(found.machine)
+    speeds = {k: _finite(v) for k, v in dataclasses.asdict(found.machine).items()}
     facts = {"machine": speeds, "cores": cores(), **versions()}
-    path.write_text(json.dumps(made | facts, indent=2) + "\n")
+    path.write_text(json.dumps(made | facts, indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is None or math.isfinite(value) else None
 
 
 def plot(found: Found, path: pathlib.Path, title: str = "") -> None:

@@ -90,6 +90,14 @@ def test_rough_codes_cross_as_before():
     np.testing.assert_allclose(made[0][0], made[1][0], atol=1e-5)
 
 
+def test_g_rows_that_data_does_not_divide_are_told():
+    """Of 8 rows; the numbers are right all the same."""
+    model = Model(micro=2)
+    with pytest.warns(UserWarning, match="7 rows are not divided by data=2"):
+        on(model, PLAIN).algorithm.init(model.params, model.state, model.x[:7])
+    on(model, PLAIN).algorithm.init(model.params, model.state, model.x)
+
+
 def test_g_a_pipe_is_refused():
     with pytest.raises(ValueError, match="'pipe' cannot divide them"):
         on(Model(), "data=4,pipe=2")

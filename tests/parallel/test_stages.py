@@ -152,10 +152,26 @@ def test_gradients_are_added_at_the_speed_of_the_memory():
 
 
 def test_links_take_their_time():
-    """What is alive crosses each border, once each way for a micro-batch."""
+    """What is handed on crosses each border, once each way for a micro-batch."""
     fast = plan([1] * 4, micro=1)
     slow = plan([1] * 4, Machine(1.0, link_bytes_per_second=2.0), micro=1)
-    assert slow.seconds == fast.seconds + 3 * 2 * 4
+    assert slow.seconds == fast.seconds + 3 * 2 * 5
+
+
+@pytest.mark.parametrize(
+    ("cuts", "says"),
+    [
+        ((2, 1), "numbers that increase, from 1 to 7"),
+        ((0, 4), "numbers that increase, from 1 to 7"),
+        ((4, 8), "numbers that increase, from 1 to 7"),
+        ((4,), "3 stages have 2 cuts"),
+        ((3, 5), "at 3 later blocks read more than what is handed on"),
+    ],
+)
+def test_g_cuts_of_ones_own_are_checked(cuts, says):
+    assert plan([1] * 8, pipe=3, cuts=(2, 5), illegal=(3,)).cuts == (2, 5)
+    with pytest.raises(ValueError, match=says):
+        plan([1] * 8, pipe=3, cuts=cuts, illegal=(3,))
 
 
 def choose(machine, devices=4, size=None, rows=4, widths=(), **how):
@@ -198,16 +214,17 @@ def test_nothing_known_is_not_parted():
     assert all(each.plan is None for each in found if each.tensor == 2)
 
 
-def test_tensor_sums_are_paid_for():
-    free = choose(Machine(1.0), devices=2, widths=(2,))
-    dear = choose(
-        Machine(1.0, link_bytes_per_second=1.0), devices=2, widths=(2,), rows=1
-    )
+@pytest.mark.parametrize("tensor", [2, 4])
+def test_tensor_sums_are_paid_for(tensor):
+    how = dict(devices=tensor, widths=(4,), rows=1)
+    free = choose(Machine(1.0), **how)
+    dear = choose(Machine(1.0, link_bytes_per_second=1.0), **how)
     free, dear = (
-        next(c.plan for c in found if c.tensor == 2) for found in (free, dear)
+        next(c.plan for c in found if c.tensor == tensor) for found in (free, dear)
     )
     # 8 blocks sum 10 bytes forward and backward for each of 8 micro-batches.
-    assert dear.seconds == free.seconds + 8 * 8 * 2 * 10
+    crossing = Fraction(2 * (tensor - 1), tensor) * 10
+    assert dear.seconds == free.seconds + 8 * 8 * 2 * crossing
 
 
 def test_what_cannot_be_planned_is_told():

@@ -3,9 +3,15 @@
 import numpy as np
 import pytest
 
+from splitjax.core.tree import flat
+from splitjax.data.batches import model_inputs
+from splitjax.runtime.meter import Meter
 from splitjax.storage import log
+from splitjax.train.drivers import make_driver
 from splitjax.train.experiment import Experiment
 from splitjax.train.finetune import Finetune
+from splitjax.train.serve import build
+from tests.train.test_serve import hello
 
 STEPS = dict(epochs=7, steps=20)
 
@@ -44,8 +50,37 @@ def test_a_mesh_takes_no_kernels_that_it_cannot_divide():
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("data=2,pipe=4", "no stack that 'pipe'"), ("tensr=8", "did you mean 'tensor'")],
+    [
+        ("data=2,pipe=4", "data=2,pipe=4: its blocks are not in a stack"),
+        ("tensr=8", "did you mean 'tensor'"),
+    ],
 )
 def test_g_a_mesh_that_the_cloud_cannot_use(text, says):
     with pytest.raises(ValueError, match=says):
         Experiment(mesh=text).validate()
+
+
+def test_g_a_run_without_a_cut_has_no_mesh():
+    with pytest.raises(ValueError, match="mesh='data=8' with mode='unsplit'"):
+        Experiment(mesh="data=8", mode="unsplit").validate()
+    whole = Finetune(mesh="data=8").unsplit()
+    whole.validate()
+    assert (whole.mode, whole.mesh) == ("unsplit", "")
+
+
+def test_the_clouds_half_lies_on_the_mesh(options):
+    """A device's part of a kernel (16, 32) and its moments, however it is made."""
+    experiment = options(mesh="data=4,tensor=2", after=("layer_0",))
+    slots = [build(experiment)(0, hello(experiment)).make().slot]
+    parts = experiment.parts(0)
+    driver = make_driver(experiment, 0, parts, Meter(), None)
+    first, *_ = next(iter(parts.train.epoch(0, micro=experiment.micro)))
+    slots.append(driver.start(parts.params, parts.state, model_inputs(first)).slot)
+    for slot in slots:
+        found = [
+            a for k, a in flat(slot).items() if k.endswith("layer_1/ffn/wi/kernel")
+        ]
+        assert len(found) >= 3  # the kernel itself, and Adam's two moments
+        for leaf in found:
+            assert leaf.shape == (16, 32)
+            assert {part.data.shape for part in leaf.addressable_shards} == {(16, 16)}

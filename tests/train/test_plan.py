@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -6,7 +7,7 @@ from matplotlib import image
 
 from splitjax.train import plan_report
 from splitjax.train.plan import plan_and_measure
-from splitjax.train.plan_measure import pipeline
+from splitjax.train.plan_measure import measured, pipeline
 from splitjax.train.plan_options import Planning
 from splitjax.train.plan_subject import subject
 
@@ -42,7 +43,7 @@ def test_a_plan_is_measured_beside_the_even_cut(found):
 
 def test_the_report_has_both_times_of_each_stage(found, tmp_path):
     plan_report.write(found, tmp_path / "plan.json")
-    made = json.loads((tmp_path / "plan.json").read_text())
+    made = json.loads((tmp_path / "plan.json").read_text(), parse_constant=pytest.fail)
     assert made["planned"]["mesh"] == "data=1,pipe=2,tensor=1"
     rows = made["planned"]["stages"]
     assert [row["stage"] for row in rows] == [0, 1]
@@ -54,6 +55,7 @@ def test_the_report_has_both_times_of_each_stage(found, tmp_path):
         assert row["measured_seconds"] == pytest.approx(
             row["measured_forward_seconds"] + row["measured_backward_seconds"]
         )
+    assert made["machine"]["link_bytes_per_second"] is None  # at no cost: no bound
     text = plan_report.text(found)
     for word in ("embed", "head", "foretold", "measured", "planned", "makespan"):
         assert word in text
@@ -68,6 +70,10 @@ def test_the_pipeline_is_the_plans(found, tiny_language):
     assert names[0] == found.plan.stages[0].first
     assert names[-1] == found.plan.stages[-1].last
     assert pipe.micro == 3 and [place.home.id for place in pipe.places] == [0, 1]
+    wide = pipeline(dataclasses.replace(found.plan, data=2), about)
+    assert [dict(place.home.shape) for place in wide.places] == 2 * [{"data": 2}]
+    ids = [[device.id for device in place.devices] for place in wide.places]
+    assert ids == [[0, 1], [2, 3]]
 
 
 def test_a_mesh_is_chosen_where_none_is_given(tiny_language):
@@ -144,7 +150,26 @@ def test_a_wrong_wish_is_told(how, message, tiny_language):
         options(tiny_language[0], **how).validate()
 
 
-def test_stages_of_parted_matrices_are_not_timed(tiny_language):
-    how = dict(mesh="pipe=1,tensor=2")
+@pytest.mark.parametrize("mesh", ["tensor=2", ""])
+def test_a_plan_of_parted_matrices_is_told_and_not_timed(mesh, tiny_language):
+    """One row: of two devices `data` has no use; a stage fewer waits for none."""
+    how = dict(mesh=mesh, rows=1, micro=1, widths=(4, 2))
+    found = plan_and_measure(options(tiny_language[0], **how))
+    assert found.plan.tensor == 2 and found.times is None
+    assert "Not timed: the matrices of data=1,pipe=1" in plan_report.text(found)
+    about = subject(options(tiny_language[0], **how))
     with pytest.raises(ValueError, match="measure=False"):
-        plan_and_measure(options(tiny_language[0], **how))
+        measured(found.plan, about)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (dict(mesh="data=2", rows=1), "1 rows of a micro-batch .* by data=2"),
+        (dict(mesh="tensor=2", widths=(4, 3)), "tensor=2 does not divide 3"),
+        (dict(mesh="tensor=2"), "nothing is known that the axis tensor"),
+    ],
+)
+def test_a_mesh_of_ones_own_divides_what_it_must(how, message, tiny_language):
+    with pytest.raises(ValueError, match=message):
+        plan_and_measure(options(tiny_language[0], measure=False, **how))
