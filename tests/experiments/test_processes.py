@@ -26,7 +26,7 @@ from splitjax.train.next_token import NextToken
 from splitjax.train.serve import agreed
 
 ROOT = pathlib.Path(__file__).parents[2]
-SECONDS = 120.0  # until a test gives up; nothing is decided by time
+SECONDS = 600.0  # until a test gives up; nothing is decided by time
 # Slow enough that a step takes longer than to see it in the log and to kill someone.
 SLOW = "--network=10Mbit,30ms"
 ENDS = (signal.SIGINT, signal.SIGTERM)
