@@ -1,12 +1,12 @@
 """Cuts a model after named stages into segments, one owner each."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from splitjax.core.stage import Repeat, Segment, Stage, join, repeat
+from splitjax.core.stage import Repeat, Segment, Stage, Whole, join, repeat
 from splitjax.core.tree import Tree, nearest
 
 
@@ -21,7 +21,7 @@ class Cut:
     """
 
     model: Segment
-    segments: tuple[Segment, ...]
+    segments: tuple[Whole, ...]
     owners: tuple[str, ...]
 
     def partition(self, tree: Tree) -> tuple[Tree, ...]:
@@ -76,7 +76,8 @@ def cut(
 
     Raises:
       ValueError: for a place that names no stage (the stages are listed), places out of
-        order, a wrong number of owners, or weights that are tied across two segments.
+        order, a wrong number of owners, weights that are tied across two segments, or
+        to a stack that is cut.
 
     Example:
       >>> stage = lambda name: Stage(name, init=lambda key, spec: ({}, {}),
@@ -102,7 +103,40 @@ def cut(
     segments = tuple(
         join(group, name=f"segment_{index}") for index, group in enumerate(groups)
     )
+    check_reads(segments, {stage.name: stage.reads for stage in model.stages})
     return Cut(model, segments, owners)
+
+
+def check_reads(
+    segments: Sequence[Whole], reads: Mapping[str, tuple[str, ...]]
+) -> None:
+    """Refuses a tie to a stack that is cut: its reader would see some of the rows.
+
+    Args:
+      segments: of the model.
+      reads: by stage name, what each stage of the model reads.
+
+    Raises:
+      ValueError: see above.
+
+    Example:
+      >>> stage = Stage("a", init=lambda key, spec: ({}, {}),
+      ...     apply=lambda p, s, x, *, key, train: (x, s, {}))
+      >>> parts = [join([repeat(stage, 1)]), join([repeat(stage, 1, first=1)])]
+      >>> check_reads(parts, {"head": ("a",)})
+      Traceback (most recent call last):
+      ...
+      ValueError: stage 'head' reads the parameters of 'a', a stack that is cut ...
+    """
+    names = [stage.name for segment in segments for stage in segment.stages]
+    for name, others in reads.items():
+        for other in others:
+            if names.count(other) > 1:
+                raise ValueError(
+                    f"stage {name!r} reads the parameters of {other!r}, a stack that "
+                    "is cut inside, so that no segment has all of its rows: cut it at "
+                    "an end, or untie the two"
+                )
 
 
 def _part(

@@ -55,10 +55,15 @@ class Repeat(Stage):
 
 
 @dataclasses.dataclass(frozen=True)
-class Segment(Stage):
-    """Stages joined into one; see `join`."""
+class Whole(Stage):
+    """Stages as one that is not opened: its `apply` is more than theirs in order."""
 
     stages: tuple[Stage, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment(Whole):
+    """Stages joined into one; see `join`."""
 
 
 def output_spec(stage: Stage, params: Tree, state: Tree, spec: Tree, **extra) -> Tree:
@@ -253,24 +258,20 @@ def repeat(block: Stage, count: int, *, first: int = 0) -> Repeat:
     )
 
 
-def still(stage: Stage) -> Stage:
-    """A stage as in evaluation: no dropout, no statistics of a batch; it learns still.
+def with_apply(stage: Stage, apply: Apply) -> Stage:
+    """A stage with another `apply`, which nothing opens to find the old one.
 
-    Before a codec that remembers examples: else each visit brings noise that is new,
-    and what is remembered never settles.
+    So of a joined or repeated stage none of `join`, `core.cut.cut` and the like sees
+    the parts: the parameters lie under its name, and it runs as a whole.
 
     Example:
-      >>> noisy = Stage("noisy", init=lambda key, spec: ({}, {}),
-      ...     apply=lambda p, s, x, *, key, train: (x + train, s, {}))
-      >>> still(noisy).apply({}, {}, 3.0, key=None, train=True)[0]
-      3.0
+      >>> one = Stage("one", init=lambda key, spec: ({}, {}),
+      ...     apply=lambda p, s, x, *, key, train: (x + 1, s, {}))
+      >>> [stage.name for stage in join([with_apply(join([one]), one.apply)]).stages]
+      ['model']
     """
-
-    def apply(params, state, x, *, key, train, **kwargs):
-        del key, train
-        return stage.apply(params, state, x, key=None, train=False, **kwargs)
-
-    return dataclasses.replace(stage, apply=apply)
+    rest = stage.name, stage.init, apply, stage.start, stage.reads, stage.tags
+    return Whole(*rest, stage.stages) if isinstance(stage, Whole) else Stage(*rest)
 
 
 def with_loss(stage: Stage, loss: Callable[[Tree, Tree], jax.Array]) -> Stage:
@@ -294,4 +295,4 @@ def with_loss(stage: Stage, loss: Callable[[Tree, Tree], jax.Array]) -> Stage:
         y, state, aux = stage.apply(params, state, x, **kwargs)
         return y, state, merge_aux(aux, {"loss": loss(x, y)}, stage.name)
 
-    return dataclasses.replace(stage, apply=apply)
+    return with_apply(stage, apply)

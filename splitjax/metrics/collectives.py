@@ -98,7 +98,9 @@ def _read(line: str, found: re.Match, devices: int) -> Collective:
     op, arrays = found["op"], ARRAY.findall(found["shape"])
     if found["start"] and op != "all-reduce":
         # The operands, as many results, and for a permute two counters.
-        arrays = [array for array in arrays if op != "collective-permute" or array[1]]
+        counters = op == "collective-permute" and arrays[-2:] == [("u32", "")] * 2
+        if counters and len(arrays) > 2:  # two alone are an operand and its result
+            arrays = arrays[:-2]
         arrays = arrays[len(arrays) // 2 :]
     shapes = tuple(f"{dtype}[{shape}]" for dtype, shape in arrays)
     size = sum(_bytes(dtype, shape) for dtype, shape in arrays)

@@ -97,6 +97,9 @@ def predict(
     Reference:
       Chen et al., Training deep nets with sublinear memory cost, 2016
       (arXiv:1604.06174), section 4: the kept borders, and the largest segment.
+    Differs:
+      the paper adds the largest segment alone; here all of one body of a loop, and what
+      is kept is counted of the traced program, not of a plan.
     """
     rows = jax.tree.map(lambda a: jax.ShapeDtypeStruct(_local(a), a.dtype), batch)
     specs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)

@@ -1,12 +1,10 @@
 """A tensor-parallel block on parts of a batch, so that sums overlap with products."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from splitjax.core.keys import fold
-from splitjax.core.stage import Stage
+from splitjax.core.stage import Stage, with_apply
 from splitjax.core.tree import Tree
 
 
@@ -26,8 +24,9 @@ def tp_halves(stage: Stage, parts: int = 2) -> Stage:
       parts: how many; they divide the batch.
 
     Returns:
-      The stage; dropout draws for each part by a key of its own, so other numbers than
-      without parts. A scalar of `aux` is the mean over the parts.
+      The stage, which is not opened again. Dropout draws for each part by a key of its
+      own, so other numbers than without parts. A scalar of `aux` is the mean
+      over the parts.
 
     Raises:
       ValueError: on use, for a batch that is not divided, or a stage with a state.
@@ -78,4 +77,4 @@ def tp_halves(stage: Stage, parts: int = 2) -> Stage:
         aux = jax.tree.map(lambda *a: sum(a[1:], a[0]) / parts, *(m[2] for m in made))
         return y, state, aux
 
-    return dataclasses.replace(stage, apply=apply)
+    return with_apply(stage, apply)

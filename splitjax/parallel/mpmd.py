@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from splitjax.core.codec import Link, chain
-from splitjax.core.cut import Cut, cut
+from splitjax.core.cut import Cut, check_reads, cut
 from splitjax.core.split import Loss, Split
 from splitjax.core.stage import Stage, join
 from splitjax.core.tree import Tree
@@ -197,6 +197,7 @@ def mpmd(
 ) -> Pipeline:
     """Makes a pipeline whose stages are programs of their own.
 
+    All devices are of this process: `parallel.spmd` is for a job of several ones.
     Stages may be unlike; a parameter that several read (a tied embedding) lives with
     its owner, is copied to the readers at each step, and gets the sum of all gradients.
 
@@ -211,8 +212,9 @@ def mpmd(
         a backward pass instead of being kept; None: of none.
 
     Raises:
-      ValueError: for cuts that do not increase or are out of range, and as
-        `parallel.place.places` and `parallel.schedule.schedule` do.
+      ValueError: for cuts that do not increase or are out of range, a tie to a stack
+        that they cut, and as `parallel.place.places` and `parallel.schedule.schedule`
+        do.
 
     Example:
       >>> import jax.numpy as jnp
@@ -259,6 +261,7 @@ def mpmd(
         free, after=[names[end - 1] for end in ends[:-1]], owners=["cloud"] * len(ends)
     )
     reads = {stage.name: stage.reads for stage in flat.stages}
+    check_reads(made.segments, reads)
     segments, lent = zip(
         *(with_stand_ins(part, reads) for part in made.segments), strict=True
     )

@@ -27,7 +27,7 @@ def stage_ratios(
     for all stages but the last, which recomputes nothing.
 
     Args:
-      first: of the first stage, 0 to 1.
+      first: of the first stage, 0 to 1; a float stands for the decimal that it shows.
       stages: p.
       shifted: whether the schedule is: then the last stage but one holds a micro-batch
         more, and takes the ratio of the stage before it.
@@ -53,7 +53,7 @@ def stage_ratios(
             f"stage_ratios({first}, {stages}): a ratio is from 0 to 1, and there is "
             "one stage or more"
         )
-    kept, borders = 1 - Fraction(first), stages - 1
+    kept, borders = 1 - _exact(first), stages - 1
     ratios = [
         max(Fraction(0), 1 - kept * borders / (borders - s)) for s in range(borders)
     ]
@@ -72,8 +72,14 @@ def counts(
       (6, 5, 2, 0)
     """
     return tuple(
-        math.ceil(ratio * count) for ratio, count in zip(ratios, blocks, strict=True)
+        math.ceil(_exact(ratio) * count)
+        for ratio, count in zip(ratios, blocks, strict=True)
     )
+
+
+def _exact(ratio: float | Fraction) -> Fraction:
+    # 0.1 is a little more than a tenth in binary, and would be rounded up.
+    return Fraction(str(ratio))
 
 
 def stage_bytes(

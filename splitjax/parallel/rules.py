@@ -128,6 +128,9 @@ def place(
     Reference:
       Shoeybi et al., Megatron-LM: Training multi-billion parameter language models
       using model parallelism, 2019 (arXiv:1909.08053), section 3: columns, then rows.
+    Differs:
+      the paper writes its all-reduces into the model; here the compiler finds them. A
+      vocabulary that is not divided stays whole, where the paper pads it.
     """
     shardings, lines = layout(tree, mesh, rules=rules, stacked=stacked)
     if wrong := [line for line in lines if line.problem]:

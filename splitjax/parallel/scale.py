@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from splitjax.core.stage import Repeat, Segment, Stage, join, repeat
+from splitjax.core.stage import Repeat, Segment, Stage, join, repeat, with_apply
 from splitjax.core.tree import Tree, nearest
 from splitjax.parallel.mesh import parse
 
@@ -117,6 +117,9 @@ def checkpointed(stage: Stage, scale: Scale) -> Stage:
         at the outputs that are named.
       scale: the options.
 
+    Returns:
+      The stage; with "names" and "offload" one that is not opened again.
+
     Raises:
       ValueError: for a name that no stage has.
 
@@ -130,6 +133,10 @@ def checkpointed(stage: Stage, scale: Scale) -> Stage:
     Reference:
       Chen et al., Training deep nets with sublinear memory cost, 2016
       (arXiv:1604.06174).
+    Differs:
+      the paper keeps the borders of about sqrt(n) groups of n layers; here every stage
+      and block is a group ("full"), or what is kept is chosen ("dots", "names",
+      "offload").
     """
     known, policies = _names(stage), jax.checkpoint_policies
     for name in scale.names:
@@ -175,7 +182,7 @@ def _again(stage: Stage, policy: Any) -> Stage:
 
         return jax.checkpoint(run, policy=policy)(params, state, x, key, tied)
 
-    return dataclasses.replace(stage, apply=apply)
+    return with_apply(stage, apply)
 
 
 def _named(stage: Stage) -> Stage:
@@ -183,4 +190,4 @@ def _named(stage: Stage) -> Stage:
         y, state, aux = stage.apply(params, state, x, **kwargs)
         return checkpoint_name(y, stage.name), state, aux
 
-    return dataclasses.replace(stage, apply=apply)
+    return with_apply(stage, apply)

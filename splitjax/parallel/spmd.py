@@ -46,8 +46,9 @@ def pipelined(
       numbers do not depend on p, but are others than those of `stack` itself.
 
     Raises:
-      ValueError: when the mesh has no "pipe", p does not divide L, or n < 1; on use,
-        for a batch that is not divided, or blocks with a state.
+      ValueError: for a stage that is no stack (any more), or several policies; when the
+        mesh has no "pipe", p does not divide L, or n < 1; on use, for a batch
+        that is not divided, or blocks with a state.
 
     Example:
       >>> from splitjax.core.stage import repeat
@@ -66,6 +67,16 @@ def pipelined(
     Differs:
       the last place hands its output to all of them, for the stages that follow.
     """
+    if not isinstance(stack, Repeat):
+        raise ValueError(
+            f"{stack.name!r} is no core.stage.repeat, or was wrapped since: a pipeline "
+            "opens the stack, so wrap the block that is repeated"
+        )
+    if policy is not None and not callable(policy):
+        raise ValueError(
+            f"policy={policy!r}: one of jax.checkpoint_policies for all places, which "
+            "run one program; parallel.mpmd recomputes by stage"
+        )
     p, count, n = mesh.shape.get("pipe", 0), stack.count, microbatches
     if not p:
         raise ValueError(

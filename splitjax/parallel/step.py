@@ -42,7 +42,8 @@ def programs(split: Split, own: Sequence[int], again: Sequence[bool]) -> dict[st
             seen = visit(at, params[at], state[at], m, target, key, micro, train)
             kept.append(None if again[index] else seen.residuals)
             new.append(seen.state)
-            loss, m, metrics = loss + seen.loss, seen.out, metrics | seen.metrics
+            loss, m = loss + seen.loss, seen.out
+            metrics = _with_rows(metrics, seen.metrics)
         # The model's output ends in the loss: logits of every micro-batch are much.
         sent = () if own[-1] == len(split) - 1 else m
         return sent, tuple(kept), tuple(new), {"loss": loss, "metrics": metrics}
@@ -192,6 +193,13 @@ class Step:
         losses = [ends.whole(each["loss"]) for each in seen]
         loss = sum(losses[1:], start=losses[0])
         grads, state = self._by_segment()
+        metrics: dict[str, jax.Array] = {}
+        for each in seen:
+            own = each["metrics"]
+            # The parts of a stack that is cut meet on the last stage's devices.
+            twice = ends.whole({k: (metrics[k], own[k]) for k in metrics.keys() & own})
+            first, second = ({k: v[i] for k, v in twice.items()} for i in (0, 1))
+            metrics = metrics | own | _with_rows(first, second)
         finite = [
             ends.whole(_finite(each["loss"], [grads[index] for index in own]))
             for each, own in zip(seen, pipe.parts, strict=True)
@@ -199,7 +207,7 @@ class Step:
         alright = jnp.stack(finite).all()
         extra = {
             "state": tuple(state),
-            "metrics": {k: v for each in seen for k, v in each["metrics"].items()},
+            "metrics": metrics,
             "finite": tuple(place.whole(alright) for place in pipe.places),
             "done": tuple(map(tuple, self.done)),
             "in_flight": tuple(self.most),
@@ -233,12 +241,19 @@ def _zeros(leaf: jax.Array) -> jax.Array:
 
 @jax.jit
 def _mean(trees: list[Tree], weights: jax.Array) -> Tree:
-    """The weighted sum of scalars, over micro-batches."""
+    """The weighted sum over micro-batches of each leaf, float32."""
 
     def one(*leaves):
-        return (weights * jnp.stack(leaves).astype(jnp.float32)).sum()
+        seen = jnp.stack(leaves).astype(jnp.float32)
+        return (weights.reshape(-1, *(1,) * (seen.ndim - 1)) * seen).sum(0)
 
     return jax.tree.map(one, *trees)
+
+
+def _with_rows(first: dict, second: dict) -> dict:
+    """Both; what they share is of a stack that is cut between them, row by row."""
+    shared = {k: jnp.concatenate([first[k], second[k]]) for k in first.keys() & second}
+    return first | second | shared
 
 
 @jax.jit

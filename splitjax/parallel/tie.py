@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from splitjax.core.stage import Segment, Stage, join
+from splitjax.core.stage import Segment, Stage, Whole, join
 
 
 def untied(stage: Stage) -> Stage:
@@ -37,7 +37,7 @@ def stand_in(name: str) -> Stage:
 
 
 def with_stand_ins(
-    part: Segment, reads: Mapping[str, tuple[str, ...]]
+    part: Whole, reads: Mapping[str, tuple[str, ...]]
 ) -> tuple[Segment, tuple[str, ...]]:
     """A segment whose stages read again, with stand-ins for those that it has not.
 

@@ -37,8 +37,8 @@ class Trainer(NamedTuple):
       step: `(State, batch) -> (State, loss)`, jitted; it uses up the state.
       gradients: `(params, batch) -> (loss, gradients)`, jitted, as a step has them.
       places: the shardings of a `State`.
-      report: where each parameter lies, and whether its part over "data" could not be
-        made; see `rules.table`.
+      report: where each parameter lies (as `places.params`), and, of a ZeRO stage,
+        whether the part of its arrays over "data" could not be made; see `rules.table`.
     """
 
     init: Callable[[Tree], State]
@@ -91,6 +91,10 @@ def make_trainer(
       (4.0, [[0.0], [0.0]])
 
     Reference: see `Scale`.
+    Differs:
+      an array lies apart along one of its axes, and whole where "data" divides none;
+      the paper parts into equal pieces. Low precision is bfloat16 without a scale of
+      the loss.
     """
     if dict(mesh.shape) != scale.sizes:
         raise ValueError(f"mesh {dict(mesh.shape)} for the options' {scale.mesh!r}")
@@ -99,6 +103,11 @@ def make_trainer(
     width = mesh.shape.get("data", 1)
     whole, lines = place(params, mesh, rules=rules, stacked=stacked)
     apart, report = _apart(params, whole, lines, width)
+    if not scale.zero:
+        report = lines
+    elif scale.zero < 3:  # parameters are whole; a problem of the others is told
+        pairs = zip(report, lines, strict=True)
+        report = tuple(one._replace(spec=line.spec) for one, line in pairs)
     places = State(
         apart if scale.zero >= 3 else whole,
         _moments(tx, params, apart if scale.zero else whole, mesh),

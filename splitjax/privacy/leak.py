@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from splitjax.core.cut import Cut
-from splitjax.core.stage import join, with_loss
+from splitjax.core.stage import join, with_apply, with_loss
 from splitjax.core.tree import Tree
 from splitjax.privacy.distance_correlation import distance_correlation
 from splitjax.privacy.rows import aligned
@@ -115,8 +116,8 @@ def guarded(
                 aux["loss"] = aux.get("loss", 0.0) + loss
         return x, new_state, aux
 
-    first = dataclasses.replace(first, apply=apply)
-    return dataclasses.replace(made, segments=(first, *others))
+    segments: Any = (with_apply(first, apply), *others)
+    return dataclasses.replace(made, segments=segments)
 
 
 def sign_entropy(z: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:

@@ -13,7 +13,8 @@ from splitjax.core.codec import Link, chain
 from splitjax.core.cut import cut
 from splitjax.core.message import tree_bytes
 from splitjax.core.split import Split
-from splitjax.core.stage import Stage, still
+from splitjax.core.stage import Stage
+from splitjax.core.still import still
 from splitjax.core.tree import Tree, spec_of
 from splitjax.metrics.flops import edge_share
 from splitjax.models import pretrained

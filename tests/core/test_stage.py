@@ -1,17 +1,24 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from splitjax.core.cut import cut
 from splitjax.core.keys import fold
 from splitjax.core.stage import (
+    Repeat,
+    Segment,
     Stage,
     join,
     merge_aux,
     output_spec,
     repeat,
+    with_apply,
     with_loss,
 )
+from splitjax.core.still import still
 from splitjax.core.tree import spec_of
 
 WIDTH = 4
@@ -166,6 +173,43 @@ def test_a_local_loss_joins_the_stages_own(key, x):
     assert helped.tags == {"tag"} and helped.start(None, None) == "cache"
     tied = with_loss(reader("back", "a"), lambda x, y: jnp.sum(y))
     assert set(run(join([noisy("a"), tied]), key, x)[1][2]) == {"loss", "a"}
+
+
+@pytest.mark.parametrize(
+    "made",
+    [join([noisy("a"), noisy("b")]), repeat(noisy("c"), 2)],
+    ids=lambda s: s.name,
+)
+def test_what_is_added_to_several_stages_is_not_opened_away(made, key, x):
+    helped = with_loss(made, lambda x, y: jnp.float32(100))
+    assert not isinstance(helped, (Repeat, Segment))
+    plain = with_apply(made, made.apply)
+    runs = [run(join([noisy("e"), stage]), key, x) for stage in (helped, plain)]
+    assert set(runs[0][0]) == {"e", made.name}
+    losses = [float(aux["loss"]) for _, (_, _, aux) in runs]
+    assert losses[0] - losses[1] == pytest.approx(100, abs=1e-3)
+
+
+def test_a_still_segment_is_still_in_another_and_can_be_parted(key, x):
+    made = cut([noisy("a"), noisy("b"), noisy("c")], after="b")
+    calm = still(made.segments[0])
+    both = join([calm, noisy("c")])
+    params, state = both.init(key, x)
+    first = both.apply(params, state, x, key=key, train=True)[0]
+    own = calm.apply(params[calm.name], state[calm.name], x, key=None, train=False)[0]
+    third = noisy("c").apply(
+        params["c"], state["c"], own, key=fold(key, "c"), train=True
+    )
+    same(first, third[0])
+    parted = dataclasses.replace(made, segments=(calm, made.segments[1]))
+    tree = {"a": 1, "b": 2, "c": 3}
+    assert parted.partition(tree) == ({"a": 1, "b": 2}, {"c": 3})
+
+
+def test_a_tie_to_a_stack_that_is_cut_is_refused():
+    stages = [repeat(noisy("a"), 4), noisy("b"), reader("back", "a")]
+    with pytest.raises(ValueError, match=r"'back' reads .* 'a', a stack that is cut"):
+        cut(stages, after="a/1")
 
 
 def test_losses_add_up_and_the_rest_goes_by_name():

@@ -135,6 +135,15 @@ def test_asynchronous_operations_count_once_by_their_results():
         "source_target_pairs={{0,1},{1,0}}"
     )
     assert one(permute) == ("collective-permute", ("bf16[4]",), 8, ((0, 1), (1, 0)))
+    pairs = "source_target_pairs={{0,1}}"
+    for shape, arrays in (
+        ("(f32[], f32[], u32[], u32[])", ("f32[]",)),
+        ("(u32[], u32[], u32[], u32[])", ("u32[]",)),
+        ("(u32[], u32[])", ("u32[]",)),
+        ("((f32[], s8[2]), (f32[], s8[2]), u32[], u32[])", ("f32[]", "s8[2]")),
+    ):
+        found = one(f"%s = {shape} collective-permute-start(%x), {pairs}")
+        assert found.shape == arrays
     done = "%d = f32[16]{0} all-gather-done(%s)"
     assert not count_collectives(done)
 

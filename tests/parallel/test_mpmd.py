@@ -8,7 +8,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from splitjax.core.keys import fold
 from splitjax.core.message import tree_bytes
-from splitjax.core.stage import Stage, join, repeat, with_loss
+from splitjax.core.stage import Stage, join, repeat, with_apply, with_loss
 from splitjax.core.tree import spec_of
 from splitjax.models.decoder import decoder
 from splitjax.models.decoder_config import DecoderConfig
@@ -19,7 +19,7 @@ from splitjax.parallel.place import Place
 from splitjax.parallel.schedule import KINDS
 from splitjax.parallel.timeline import simulate
 
-MICRO, ROWS, WIDTH = 8, 4, 6
+MICRO, ROWS, WIDTH = 4, 4, 6
 
 
 def layer(name, rate=0.2) -> Stage:
@@ -195,7 +195,7 @@ def test_what_is_recomputed_is_not_held(count, batches):
 
 
 def test_weights_are_those_of_the_micro_batches(mixed, made, batches):
-    weights = [0.3, 0.0, 0.1, 0.1, 0.2, 0.1, 0.15, 0.05]
+    weights = [0.4, 0.0, 0.35, 0.25]
     value, grad, _ = alone(MODEL, *made, batches, jax.random.key(5), weights)
     found, extra, grads = step(mixed, made, batches, weights=weights)
     np.testing.assert_allclose(found, value, rtol=1e-6)
@@ -230,16 +230,44 @@ def test_a_nan_that_only_a_gradient_has_is_seen_by_all(made, batches):
 
 
 def test_a_stack_may_be_cut_inside(batches):
-    stack = [repeat(layer("block"), 4), layer("last")]
-    model = join(stack)
+    """In three parts, two of them of one stage; each block tells a size of its own."""
+    block = layer("block")
+
+    def apply(params, state, x, **kwargs):
+        y, state, _ = block.apply(params, state, x, **kwargs)
+        return y, state, {"size": jnp.square(y["h"]).mean()}
+
+    stack = [repeat(with_apply(block, apply), 4), layer("last")]
+    model, batches = join(stack), batches[:2]
     made = model.init(jax.random.key(0), spec_of(batches[0][0]))
     value, grad, state = alone(model, *made, batches, jax.random.key(5))
-    how = dict(cuts=(3,), homes=jax.devices()[:2], micro=MICRO, recompute=[1, 0])
+    how = dict(cuts=(3,), homes=jax.devices()[:2], micro=2, recompute=[1, 0])
     pipe = mpmd(stack, loss, **how)
     found, extra, grads = step(pipe, made, batches)
     np.testing.assert_allclose(found, value, rtol=1e-6)
     close(pipe.gathered(grads), grad)
     close(pipe.gathered(extra["state"]), state)
+    sizes = [
+        model.apply(*made, x, key=fold(jax.random.key(5), number), train=True)[2]
+        for number, (x, _) in enumerate(batches)
+    ]
+    want = sum(aux["block"]["size"] for aux in sizes) / 2
+    assert want.shape == (4,)
+    np.testing.assert_allclose(extra["metrics"]["block/size"], want, rtol=1e-5)
+
+
+def test_g_a_tie_to_a_stack_that_is_cut_is_refused():
+    """Of the stack the reader would see the rows of its own segment alone."""
+
+    def read(params, state, x, *, key, train, tied):
+        return {**x, "h": x["h"] * tied["block"]["w"].sum()}, state, {}
+
+    back = Stage("back", lambda key, spec: ({}, {}), read, reads=("block",))
+    stack = [repeat(layer("block"), 4), back]
+    how = dict(homes=jax.devices()[:2], micro=2)
+    with pytest.raises(ValueError, match="'back' reads .* a stack that is cut"):
+        mpmd(stack, loss, cuts=(2,), **how)
+    assert mpmd(stack, loss, cuts=(4,), **how).lent[-1] == ("block",)
 
 
 def next_token(y, target):
@@ -248,9 +276,10 @@ def next_token(y, target):
 
 
 @pytest.mark.parametrize(
-    "recompute", [None, pytest.param([1, 2, 1], marks=SLOW, id="again")]
+    ("cuts", "recompute"),
+    [((2,), None), pytest.param((1, 3), [1, 2, 1], marks=SLOW, id="again")],
 )
-def test_a_tied_embedding_gets_both_gradients(recompute):
+def test_a_tied_embedding_gets_both_gradients(cuts, recompute):
     config = DecoderConfig(vocab=11, width=8, heads=2, kv_heads=1, layers=1, ffn=12)
     stages = decoder(config)
 
@@ -258,12 +287,13 @@ def test_a_tied_embedding_gets_both_gradients(recompute):
         ids = jax.random.randint(jax.random.key(number), (2, 6), 0, 11)
         return {"ids": ids[:, :5], "mask": jnp.ones((2, 5), bool)}, ids[:, 1:]
 
-    batches = [one(number) for number in range(4)]
+    batches = [one(number) for number in range(2)]
     spec = spec_of(batches[0][0])
     made = start(stages, {}, key=jax.random.key(0), spec=spec)
     key = jax.random.key(5)
     value, grad, _ = alone(join(stages), *made, batches, key, loss=next_token)
-    how = dict(cuts=(1, 3), homes=jax.devices()[:3], micro=4, recompute=recompute)
+    homes = jax.devices()[: len(cuts) + 1]
+    how = dict(cuts=cuts, homes=homes, micro=2, recompute=recompute)
     pipe = mpmd(stages, next_token, **how)
     found, _, grads = step(pipe, made, batches)
     np.testing.assert_allclose(found, value, rtol=1e-6)
@@ -280,7 +310,7 @@ def mesh(devices, **axes):
 
 
 def test_stages_on_meshes_of_their_own(made, batches, wanted):
-    """Two with rows parted, one with its kernels parted."""
+    """One with its kernels parted, one with its rows."""
     devices = jax.devices()
 
     def columns(mesh, params):
@@ -288,11 +318,10 @@ def test_stages_on_meshes_of_their_own(made, batches, wanted):
         return jax.tree.map(lambda leaf: NamedSharding(mesh, spec), params)
 
     homes = [
-        mesh(devices[:2], data=2),
         Place(mesh(devices[2:4], tensor=2), columns),
         mesh(devices[4:8], data=4),
     ]
-    pipe = pipeline(3, homes=homes, recompute=[1, 3, 0])
+    pipe = pipeline(2, homes=homes, recompute=[1, 0])
     value, _, grads = step(pipe, made, batches)
     np.testing.assert_allclose(value, wanted[0], rtol=1e-6)
     close(pipe.gathered(grads), wanted[1])
@@ -307,9 +336,9 @@ def test_rows_that_a_mesh_cannot_part_are_refused(made, batches):
 
 
 def test_a_wrong_number_of_batches_is_refused(mixed, made, batches):
-    with pytest.raises(ValueError, match="8 micro-batches: 7 batches"):
-        step(mixed, made, batches[:7])
-    with pytest.raises(ValueError, match="8 batches and 1 weights"):
+    with pytest.raises(ValueError, match="4 micro-batches: 3 batches"):
+        step(mixed, made, batches[:3])
+    with pytest.raises(ValueError, match="4 batches and 1 weights"):
         step(mixed, made, batches, weights=[1.0])
 
 

@@ -45,6 +45,13 @@ def test_small_pipelines_have_no_stage_to_copy_from():
     assert counts(stage_ratios(0.5, 3), [3, 4, 5]) == (2, 0, 0)
 
 
+def test_a_tenth_is_a_tenth():
+    """The float is a little more, and 10 blocks times it were rounded up to 2."""
+    assert stage_ratios(0.1, 2) == (Fraction(1, 10), 0)
+    assert counts(stage_ratios(0.1, 2), [10, 10]) == (1, 0)
+    assert counts([0.07, Fraction(7, 100)], [100, 100]) == (7, 7)
+
+
 @pytest.mark.parametrize("first", [-0.1, 1.1])
 def test_a_ratio_out_of_range_is_refused(first):
     with pytest.raises(ValueError, match="from 0 to 1"):

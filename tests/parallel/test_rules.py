@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from splitjax.core.factor import factorize
-from splitjax.core.stage import Stage, join, substitute
+from splitjax.core.stage import Stage, join, repeat, substitute
 from splitjax.core.tree import flat, where
 from splitjax.factors.lora import fit as lora_fit
 from splitjax.factors.low_rank import fit as low_rank_fit
@@ -27,6 +27,7 @@ from splitjax.models.vit_config import VitConfig
 from splitjax.parallel.halves import tp_halves
 from splitjax.parallel.mesh import make_cloud_mesh
 from splitjax.parallel.rules import RULES, Rule, place, place_like, table
+from splitjax.parallel.scale import Scale, checkpointed
 
 B, T, D = 8, 5, 32
 SIZES = dict(vocab=64, width=D, heads=4, layers=2, ffn=64)
@@ -301,6 +302,31 @@ def test_g_halves_of_what_cannot_be_halved(block):
         run(tp_halves(stage), params, {"mean": jnp.zeros(2)}, x)
     with pytest.raises(ValueError, match="parts=0"):
         tp_halves(stage, 0)
+
+
+def test_halves_of_several_stages_are_not_opened_away():
+    seen = []
+
+    def stage(name):
+        def apply(params, state, x, *, key, train):
+            seen.append((name, len(x)))
+            return x, state, {}
+
+        return Stage(name, lambda key, spec: ({}, {}), apply)
+
+    x, pair = jnp.zeros((8, 2)), join([stage("a"), stage("b")], "pair")
+
+    def rows(model):
+        own = model.init(jax.random.key(0), x)
+        seen.clear()
+        jax.eval_shape(lambda: model.apply(*own, x, key=None, train=False)[0])
+        return set(seen)
+
+    half = tp_halves(pair)
+    assert rows(join([stage("e"), half])) == {("e", 8), ("a", 4), ("b", 4)}
+    full = Scale(checkpoint="full")
+    assert rows(checkpointed(half, full)) == {("a", 4), ("b", 4)}
+    assert rows(checkpointed(repeat(half, 2), full)) == {("a", 4), ("b", 4)}
 
 
 def test_losses_of_the_parts_are_averaged():

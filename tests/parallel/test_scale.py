@@ -72,6 +72,15 @@ def test_what_is_kept_falls_by_what_is_named():
     assert sizes["names"] == (1 + 1 + 3) * one
 
 
+@pytest.mark.parametrize("name", ["names", "offload"])
+def test_names_hold_within_another_model(name):
+    model = join([checkpointed(MODEL, SCALES[name])])
+    parts = {"model": PARAMS}, {"model": STATE}
+    jaxpr = jax.make_jaxpr(lambda x: model.apply(*parts, x, key=None, train=False)[0])
+    found = [e.params["policy"] for e in jaxpr(X).eqns if "policy" in e.params]
+    assert len(found) == 1 and found[0] is not None
+
+
 def test_g_a_name_that_no_stage_has():
     with pytest.raises(ValueError, match=r"names has 'd'.*a, b, c, stack"):
         checkpointed(MODEL, Scale(checkpoint="names", names=("d",)))

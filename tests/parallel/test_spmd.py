@@ -12,7 +12,7 @@ import pytest
 
 from splitjax.core.keys import fold
 from splitjax.core.residuals import strip
-from splitjax.core.stage import Stage, repeat
+from splitjax.core.stage import Stage, repeat, with_loss
 from splitjax.metrics.collectives import count_collectives
 from splitjax.parallel.mesh import make_cloud_mesh
 from splitjax.parallel.spmd import pipelined
@@ -28,19 +28,20 @@ def close(found, want, atol):
 
 @pytest.fixture(scope="module")
 def alone():
-    """One device: five losses, the first gradient, the last parameters."""
+    """One device: losses of some steps, the first gradient, the last parameters."""
     params, state, opt = lattice.start()
     program = jax.jit(lattice.step(lattice.model(), state))
-    return lattice.train(program, params, opt, lattice.batch())
+    return lambda steps: lattice.train(program, params, opt, lattice.batch(), steps)
 
 
-def check_mesh(text, alone):
+def check_mesh(text, alone, steps):
     params, state, opt = lattice.start()
     mesh = make_cloud_mesh(text)
     run = lattice.step(lattice.model(mesh), state)
     program, args = lattice.on_mesh(mesh, run, params, opt, lattice.batch())
-    losses, grads, last = lattice.train(program, *args)
-    want_losses, want_grads, want_last = alone
+    program = program.lower(*args).compile()  # once: its text is read, too
+    losses, grads, last = lattice.train(program, *args, steps)
+    want_losses, want_grads, want_last = alone(steps)
     close(losses[0], want_losses[0], 1e-6)
     close(grads, want_grads, 1e-6)
     close(losses, want_losses, 1e-5)
@@ -50,10 +51,10 @@ def check_mesh(text, alone):
 
 def test_f1_two_by_two_by_two_is_one_device(alone):
     """The tied table's gradient is that of both its uses, too."""
-    program, args, grads = check_mesh("data=2,pipe=2,tensor=2", alone)
+    program, args, grads = check_mesh("data=2,pipe=2,tensor=2", alone, 2)
     kernel = grads["block"]["layer_0/ffn"]["wi"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (2, 16, 8)  # of (4, 16, 16)
-    sent = count_collectives(program.lower(*args).compile())
+    sent = count_collectives(program)
     # Microbatches go down the pipe, and none is sent to another row of the mesh.
     hops = [one for one in sent if one.op == "collective-permute"]
     down, back = ((0, 2), (1, 3), (4, 6), (5, 7)), ((2, 0), (3, 1), (6, 4), (7, 5))
@@ -76,7 +77,7 @@ def test_f1_two_by_two_by_two_is_one_device(alone):
     ],
 )
 def test_f1_other_meshes_are_one_device(text, alone):
-    check_mesh(text, alone)
+    check_mesh(text, alone, 5)
 
 
 # A block that draws, that has a loss, and whose derivative at zero is no number.
@@ -116,9 +117,8 @@ def applied(stage, *, key=None):
 
 def test_g_dropout_does_not_depend_on_the_number_of_places():
     key = jax.random.key(7)
-    runs = [jax.jit(applied(on_pipe(p, 4), key=key))(PARAMS) for p in (1, 2, 4)]
+    runs = [jax.jit(applied(on_pipe(p, 4), key=key))(PARAMS) for p in (1, 2)]
     close(runs[1], runs[0], 1e-6)
-    close(runs[2], runs[0], 1e-6)
     h = np.asarray(runs[0][0]["h"])
     assert (h == 0).any() and len({row.tobytes() for row in h == 0}) > 2
     assert (runs[0][0]["n"] == ROWS["n"]).all()  # integers go along
@@ -165,6 +165,11 @@ def test_g_what_cannot_be_a_pipeline():
         pipelined(STACK, flat, microbatches=2)
     with pytest.raises(ValueError, match=r"4 blocks of 'noisy' on pipe=8.*mpmd"):
         pipelined(STACK, make_cloud_mesh("pipe=8"), microbatches=2)
+    wrapped = with_loss(STACK, lambda x, y: jnp.float32(1))
+    with pytest.raises(ValueError, match=r"'noisy' is no .*repeat.* wrap the block"):
+        pipelined(wrapped, flat, microbatches=2)
+    with pytest.raises(ValueError, match="one of .* for all places"):
+        on_pipe(2, 4, policy=[None, jax.checkpoint_policies.dots_saveable])
     with pytest.raises(ValueError, match="microbatches=0"):
         on_pipe(2, 0)
     mesh = make_cloud_mesh("data=4,pipe=2")
@@ -215,9 +220,9 @@ def test_f2_two_processes_of_four_devices_are_one(alone):
     assert [one.returncode for one in done] == [0, 0], done[0].stderr[-2000:]
     first, second = (json.loads(one.stdout.splitlines()[-1]) for one in done)
     assert first == second
-    losses, grads, _ = alone
+    losses, grads, _ = alone(2)
     want = [float(jnp.square(leaf).sum()) for leaf in jax.tree.leaves(grads)]
-    np.testing.assert_allclose(first["losses"], losses[:2], atol=1e-6)
+    np.testing.assert_allclose(first["losses"], losses, atol=1e-6)
     np.testing.assert_allclose(first["squares"], want, atol=1e-6)
 
 

@@ -12,7 +12,7 @@ from splitjax.parallel.mesh import make_cloud_mesh
 from splitjax.parallel.scale import Scale
 from splitjax.parallel.zero import State, make_trainer
 
-D, F, ROWS, STEPS = 16, 64, 16, 4
+D, F, ROWS, STEPS, LONG = 16, 64, 16, 4, 50
 TX = optax.adam(1e-2)
 
 
@@ -56,7 +56,7 @@ def train(made, steps=STEPS):
 
 @pytest.fixture(scope="module")
 def plain():
-    """Losses and parameters of one device."""
+    """Of one device: parameters and losses after STEPS, and losses of LONG."""
 
     def step(params, opt):
         value, grads = jax.value_and_grad(loss)(params, BATCH)
@@ -66,10 +66,12 @@ def plain():
 
     now, opt, losses = params(), TX.init(params()), []
     step = jax.jit(step)
-    for _ in range(STEPS):
+    for number in range(LONG):
         now, opt, value = step(now, opt)
         losses.append(float(value))
-    return now, losses
+        if number == STEPS - 1:
+            early = now
+    return early, losses[:STEPS], losses
 
 
 def share(tree) -> float:
@@ -98,11 +100,22 @@ def test_a_stage_lies_apart_and_computes_the_same(stage, plain):
     assert share(grads) == want[stage >= 2]
     assert share(state.params) == want[stage >= 3]
     assert all(not line.problem for line in made.report)
+    where = [leaf.spec for leaf in jax.tree.leaves(made.places.params)]
+    assert [line.spec for line in made.report] == where
     # Where the parameters are whole, a step gathers them; else the forward pass does.
     sent = count_collectives(made.step.lower(state, BATCH).compile())
     kinds = {one.op for one in sent}
     assert ("all-gather" in kinds) == (stage > 0)
     assert kinds & {"all-reduce", "reduce-scatter"} and not kinds & {"all-to-all"}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_report_is_of_what_the_stage_does(stage):
+    """Of wi/bias, over tensor, no axis is left: no problem where nothing is parted."""
+    made = trainer(Scale(mesh="data=4,tensor=2", zero=stage))
+    where = [leaf.spec for leaf in jax.tree.leaves(made.places.params)]
+    assert [line.spec for line in made.report] == where
+    assert sum(bool(line.problem) for line in made.report) == (stage > 0)
 
 
 def test_zero_beside_tensor_parallel(plain):
@@ -120,7 +133,7 @@ def test_zero_beside_tensor_parallel(plain):
 @pytest.mark.parametrize("precision", ["bfloat16", "mixed"])
 def test_low_precision_keeps_moments_in_float32(precision, plain):
     scale = Scale(mesh="data=8", zero=1, precision=precision)
-    state, losses = train(trainer(scale), 50)
+    state, losses = train(trainer(scale), LONG)
     kinds = {leaf.dtype.name for leaf in jax.tree.leaves(state.params)}
     moments = [leaf for leaf in jax.tree.leaves(state.opt) if leaf.ndim]
     assert kinds == {"bfloat16"} and {m.dtype.name for m in moments} == {"float32"}
@@ -128,7 +141,7 @@ def test_low_precision_keeps_moments_in_float32(precision, plain):
     numbers = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     kept = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.ndim)
     assert kept == numbers * (2 + 8 + 4 * (precision == "mixed"))
-    _, want = train(trainer(Scale(mesh="data=8")), 50)
+    want = plain[2]
     # bfloat16 has 8 bits: without float32 parameters a step of less is lost.
     gap = max(abs(a - b) for a, b in zip(losses, want, strict=True))
     assert gap < (0.01 if precision == "mixed" else 0.05) and losses[-1] < want[0] / 4
