@@ -60,6 +60,21 @@ def test_finetune_writes_its_report(trained, run):
     assert "Traceback" not in trained.stderr and "orbax" not in trained.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("finetune", "--config.compare=True"), ("frontier", "--grid=rank=4")],
+)
+def test_the_unsplit_run_beside_one_on_a_mesh_has_none(name, more, run):
+    """A mesh is the cloud's, and a run without a cut is refused with one."""
+    few = ["--config.mesh=data=1", "--config.steps=1", "--config.fit_steps=0"]
+    done = run(name, *few, more, f"--workdir=runs/{name}_on_a_mesh")
+    assert done.returncode == 0, done.stderr
+    made = (run.folder / "runs" / f"{name}_on_a_mesh").glob("**/*seed_0/summary.json")
+    modes = sorted(json.loads(path.read_text())["mode"] for path in made)
+    assert modes == ["split", "unsplit"]
+
+
 def test_evaluate_scores_the_run_again(trained, run):
     done = run("evaluate")
     assert done.returncode == 0, done.stderr
