@@ -9,7 +9,8 @@ import numpy as np
 
 from splitjax.core.algorithm import Algorithm, At
 from splitjax.core.memory import memories
-from splitjax.core.tree import Tree, spec_of
+from splitjax.core.tree import Tree, combine, spec_of
+from splitjax.optim.curvature import without_own
 from splitjax.runtime.schema import Schema
 
 
@@ -215,13 +216,15 @@ def at_tick(key: jax.Array, tick: int, *, slot: int, micro: int) -> At:
 def weights_of(owner: str, owners: Sequence[str], params: tuple, state: tuple) -> Tree:
     """The parameters and state of the segments that an owner holds, by number.
 
+    K-FAC's taps are left out: they are zeros, and larger than what they are beside.
+
     Example:
       >>> weights_of("edge", ("edge", "cloud"), (1, 2), (3, 4))
       {'params': {'0': 1}, 'state': {'0': 3}}
     """
     mine = [i for i, other in enumerate(owners) if other == owner]
     return {
-        "params": {str(i): params[i] for i in mine},
+        "params": {str(i): without_own(params[i]) for i in mine},
         "state": {str(i): state[i] for i in mine},
     }
 
@@ -246,9 +249,12 @@ def begin(
     def run(weights):
         def fill(given, whole):
             zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), whole)
-            return tuple(given.get(str(i), part) for i, part in enumerate(zeros))
+            return tuple(
+                combine(given[str(i)], part) if str(i) in given else part
+                for i, part in enumerate(zeros)
+            )
 
-        # What is made of the zeros is the other party's, and compiled away.
+        # Of the zeros, taps stay; else they are the other party's, and compiled away.
         whole = fill(weights["params"], params), fill(weights["state"], state)
         return algorithm.init(*whole, x)[0]
 

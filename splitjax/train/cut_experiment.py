@@ -22,6 +22,7 @@ from splitjax.models.config_fields import FUSED
 from splitjax.privacy import guarded, leak_loss, scrutinizer
 from splitjax.train.codec_text import codec_of
 from splitjax.train.experiment import Experiment, Parts, check, option
+from splitjax.train.second_order import SecondOrder
 from splitjax.train.task import SCORES, Task
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -42,7 +43,7 @@ def check_fused(fused: str, mesh: str) -> None:
 
 
 @dataclasses.dataclass
-class CutExperiment(Experiment):
+class CutExperiment(SecondOrder):
     """Options of the cut and of what crosses it; methods that make parts of them."""
 
     data_dir: str = option("", "a folder of the task's files, where not the default")
@@ -210,7 +211,7 @@ class CutExperiment(Experiment):
             algorithm=split_learning(
                 split, tx, micro=self.micro, exact_norm=exact, watch=watch
             ),
-            params=owned,
+            params=self.tapped(split, owned, split.cut.partition(state), x),
             state=split.cut.partition(state),
             score=self.SCORES[self.metric or about.metric],
             score_name=self.metric or about.metric,

@@ -103,7 +103,9 @@ class Experiment:
         "linear", "after the warm-up: 'linear', 'cosine', 'constant'"
     )
     warmup: float = option(0.1, "the share of the steps in which the rate rises")
-    optimizer: str = option("adamw", "'adamw'; 'sgd': with a momentum of 0.9")
+    optimizer: str = option(
+        "adamw", "'adamw'; 'sgd': with a momentum of 0.9; 'kfac': see kfac_damping"
+    )
     weight_decay: float = option(0.01, "the optimizer's, on kernels and embeddings")
     clip: float = option(1.0, "the largest norm of the gradient; 0: no clipping")
     exact_norm: bool = option(
@@ -124,6 +126,8 @@ class Experiment:
         1e-5, "the chance that the budget of a link with noise does not hold"
     )
     profile: int = option(0, "trace this many steps with jax.profiler")
+
+    OPTIMIZERS: ClassVar[tuple[str, ...]] = ("adamw", "sgd")
 
     # Options that choose where a run is and how it is watched, not what it computes.
     WATCHING: ClassVar[tuple[str, ...]] = (
@@ -172,7 +176,7 @@ class Experiment:
     def validate(self) -> None:
         """Raises a ValueError for options that make no sense."""
         check(self.mode, "mode", ("split", "unsplit", "processes"))
-        check(self.optimizer, "optimizer", ("adamw", "sgd"))
+        check(self.optimizer, "optimizer", self.OPTIMIZERS)
         check(self.schedule, "schedule", ("linear", "cosine", "constant"))
         for name in ("epochs", "batch_size", "micro", "in_flight"):
             if getattr(self, name) < 1:
@@ -217,8 +221,8 @@ class Experiment:
             return algorithm
         return spread(algorithm, make_cloud_mesh(self.mesh))
 
-    def tx(self, steps: int) -> optax.GradientTransformation:
-        """The optimizer of one party, for a run of so many steps."""
+    def rate(self, steps: int) -> optax.Schedule:
+        """The learning rate by step, for a run of so many steps."""
         warmup, peak = round(self.warmup * steps), self._peak()
         rise = optax.linear_schedule(0.0, peak, max(warmup, 1))
         left = max(steps - warmup, 1)
@@ -227,13 +231,20 @@ class Experiment:
             "cosine": optax.cosine_decay_schedule(peak, left),
             "constant": optax.constant_schedule(peak),
         }[self.schedule]
-        rate = optax.join_schedules([rise, fall], [warmup]) if warmup else fall
+        return optax.join_schedules([rise, fall], [warmup]) if warmup else fall
+
+    def rule(self, steps: int) -> optax.GradientTransformation:
+        """What steps along clipped gradients."""
+        rate = self.rate(steps)
         decay = {"weight_decay": self.weight_decay, "mask": decayed}
-        if self.optimizer == "sgd":
-            momentum = optax.sgd(rate, momentum=0.9)
-            rule = optax.chain(optax.add_decayed_weights(**decay), momentum)
-        else:
-            rule = optax.adamw(rate, eps=1e-8, **decay)
+        if self.optimizer == "adamw":
+            return optax.adamw(rate, eps=1e-8, **decay)
+        momentum = optax.sgd(rate, momentum=0.9)
+        return optax.chain(optax.add_decayed_weights(**decay), momentum)
+
+    def tx(self, steps: int) -> optax.GradientTransformation:
+        """The optimizer of one party, for a run of so many steps."""
+        rule = self.rule(steps)
         return optax.chain(clip_by_global_norm(self.clip), rule) if self.clip else rule
 
     def _peak(self) -> float:

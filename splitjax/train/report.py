@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from splitjax.optim.curvature import without_own
 from splitjax.runtime.meter import Meter
 from splitjax.storage import log
 from splitjax.train.experiment import Experiment, Parts
@@ -46,7 +47,9 @@ def summarize(
         "lower_is_better": parts.lower_is_better,
         "scores": facts["scores"],
         "before": facts["before"],
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(parts.params)),
+        "parameters": sum(
+            leaf.size for leaf in jax.tree.leaves(without_own(parts.params))
+        ),
         "steps": facts["step"],
         "seconds": round(facts["seconds"], 1),
         "tokens": facts["tokens"],

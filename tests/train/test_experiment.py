@@ -147,7 +147,9 @@ def test_watching_a_run_does_not_make_it_another():
     assert Finetune().identity(1) != one
     names = {field.name for field in dataclasses.fields(Finetune)}
     assert set(Finetune.WATCHING) <= names
-    free = {*Finetune.WATCHING, "unsplit_rate"}
+    second = {name for name in names if name.startswith("kfac_")}  # of "kfac" alone
+    free = {*Finetune.WATCHING, "unsplit_rate", *second}
+    assert set(Finetune(optimizer="kfac").identity(0)) == set(one) | second
     assert set(one) == names - free | {"experiment", "seed"}
     assert Finetune(rank=9).identity(0) != one
     whole = Finetune(mode="unsplit").identity(0)

@@ -1,0 +1,135 @@
+"""`optimizer="kfac"` in an experiment: both parties, taps, checkpoints, bad options."""
+
+import contextlib
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from splitjax.core.message import tree_bytes
+from splitjax.core.tree import flat
+from splitjax.optim.curvature import TAPS, without_own
+from splitjax.runtime.programs import begin, weights_of
+from splitjax.train.classify import Classify
+from splitjax.train.finetune import Finetune
+from splitjax.train.loop import open_run, tick_batch
+
+TINY = dict(
+    task="digits",
+    model="cnn",
+    after=("block1",),
+    batch_size=8,
+    limit=16,
+    eval_limit=8,
+    epochs=1,
+    pad=0,
+    flip=False,
+    warmup=0.0,
+    clip=1.0,
+    learning_rate=1e-2,
+    optimizer="kfac",
+    kfac_layers=".*/conv/kernel|head/classifier/kernel",
+)
+
+
+def kernels(state):
+    """Kernels of both parties by stage name."""
+    found = {}
+    for held in (state.edge, state.slot):
+        for name, leaf in flat(held.get("params", {}) if held else {}).items():
+            if name.endswith("kernel"):
+                found[name.partition("/")[2]] = np.asarray(leaf)
+    return found
+
+
+def stepped(experiment, folder):
+    """A run's state before and after one step, and its parts."""
+    run = open_run(experiment, 0, folder)
+    batches = next(iter(run.parts.train.epoch(0, micro=experiment.micro)))
+    total = sum(int(batch["n_valid"]) for batch in batches)
+    ticks = [tick_batch(batch, total) for batch in batches]
+    before = kernels(run.state)
+    names = [str(number) for number in range(len(ticks))]
+    with contextlib.closing(run.driver):
+        state, _ = run.driver.step(run.state, ticks, in_flight=1, names=names)
+    return before, state, run.parts
+
+
+def test_each_party_preconditions_its_own_half(tmp_path):
+    """Without K-FAC's clip, which is per party, the halves step as the whole does."""
+    made = Classify(**TINY, kfac_clip=0.0)
+    first, split, parts = stepped(made, tmp_path / "split")
+    whole = dataclasses.replace(made, mode="unsplit")
+    again, unsplit, _ = stepped(whole, tmp_path / "whole")
+    for name, kernel in kernels(split).items():
+        np.testing.assert_array_equal(first[name], again[name])
+        assert (kernel != first[name]).any()
+        np.testing.assert_allclose(
+            kernel, kernels(unsplit)[name], rtol=0, atol=1e-6, err_msg=name
+        )
+    for held in (split.edge, split.slot):
+        taps = [a for n, a in flat(held["params"]).items() if TAPS in n]
+        assert taps and not any(np.any(a) for a in taps)
+    assert parts.setup_bytes == tree_bytes(without_own(parts.params[0]))
+
+
+@pytest.mark.slow
+def test_layers_without_factors_step_as_without_k_fac(tmp_path):
+    made = Classify(**TINY, kfac_clip=0.0)
+    _, state, _ = stepped(made, tmp_path / "kfac")
+    _, other, _ = stepped(dataclasses.replace(made, optimizer="sgd"), tmp_path / "sgd")
+    for name, kernel in kernels(state).items():
+        same = np.allclose(kernel, kernels(other)[name], rtol=0, atol=1e-6)
+        assert same == ("hidden" in name), name
+
+
+@pytest.mark.slow
+def test_two_micro_batches_are_one_step(tmp_path):
+    made = Classify(**TINY, kfac_clip=0.0)
+    _, one, _ = stepped(made, tmp_path / "one")
+    _, two, _ = stepped(dataclasses.replace(made, micro=2), tmp_path / "two")
+    for name, kernel in kernels(one).items():
+        np.testing.assert_allclose(kernel, kernels(two)[name], rtol=0, atol=1e-5)
+
+
+def test_taps_are_not_sent_and_are_there_at_the_edge():
+    parts = Classify(**TINY).parts(0)
+    owners = parts.split.cut.owners
+    weights = weights_of("edge", owners, parts.params, parts.state)
+    assert not any(TAPS in name for name in flat(weights))
+    [batch] = next(iter(parts.train.epoch(0, micro=1)))
+    x = tick_batch(batch, 8)["x"]
+    edge = begin(parts.algorithm, weights, parts.params, parts.state, x)
+    params = flat(edge["params"])
+    for name, leaf in flat({"0": parts.params[0]}).items():
+        np.testing.assert_array_equal(params[name], leaf)
+    specs = jax.eval_shape(lambda: Classify(**TINY).parts(0).params)
+    assert jax.tree.structure(specs) == jax.tree.structure(parts.params)
+
+
+@pytest.mark.slow
+def test_a_party_without_layers_steps_plainly(tmp_path):
+    """After the embeddings: all that the edge trains are tables."""
+    made = Classify(**{**TINY, "after": ("pixels",)})
+    before, state, _ = stepped(made, tmp_path)
+    assert all((kernels(state)[name] != before[name]).any() for name in before)
+
+
+def test_options_decide_a_run_only_where_they_are_read():
+    other = Classify(**TINY, kfac_damping=0.5)
+    assert other.identity(0) != Classify(**TINY).identity(0)
+    first, second = (
+        dataclasses.replace(one, optimizer="sgd") for one in (other, Classify(**TINY))
+    )
+    assert first.identity(0) == second.identity(0)
+
+
+def test_g_options_and_layers_are_named():
+    with pytest.raises(ValueError, match="damping=0.0: it must be above 0"):
+        Classify(**TINY, kfac_damping=0.0).validate()
+    with pytest.raises(ValueError, match="kfac_tokens='sum'"):
+        Finetune(task="stsb", kfac_tokens="sum").validate()
+    wrong = Classify(**{**TINY, "kfac_layers": "head/nothing"})
+    with pytest.raises(ValueError, match="(?s)chooses none of.*0/block1/0/conv/kernel"):
+        wrong.parts(0)
