@@ -10,6 +10,8 @@
 """
 
 import csv
+import ctypes
+import gc
 import ipaddress
 import os
 import pathlib
@@ -20,6 +22,7 @@ import tempfile
 import jax
 import pytest
 
+ROOM = 4 * 2**30  # bytes of a worker, from which on it forgets programs
 REQUIRED_DATA = os.environ.get("SPLITJAX_REQUIRE_DATA", "").split(",")
 
 
@@ -40,6 +43,24 @@ def _compile_cache() -> str:
     if not os.access(pathlib.Path(cache).parent, os.W_OK):
         cache = tempfile.gettempdir()
     return str(pathlib.Path(cache, "splitjax", "xla"))
+
+
+def _resident_bytes() -> int:
+    """Returns how much memory this process has now; 0 where the system does not say."""
+    statm = pathlib.Path("/proc/self/statm")
+    pages = int(statm.read_text().split()[1]) if statm.exists() else 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _room():
+    """Thousands of compiled programs would fill the memory; the disk has them, too."""
+    yield
+    if _resident_bytes() > ROOM:
+        jax.clear_caches()
+        gc.collect()
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)
 
 
 def _is_here(address: object) -> bool:
