@@ -75,7 +75,8 @@ def test_energy_and_rank_hold_and_the_gram_form_is_the_svd(shape):
     assert abs(square(made) / square(w) - 1) < 1e-6
     assert numeric_rank(made) == 12 and float(alpha) > 1
     again, one = project(made)
-    np.testing.assert_allclose(again, made, atol=3e-6)
+    # Numbers up to 4, and sums of 64 to 144 products in whatever order.
+    np.testing.assert_allclose(again, made, atol=1e-5)
     assert abs(float(one) - 1) < 1e-5
     w = fading(0, *shape)
     np.testing.assert_allclose(project(w).matrix, by_svd(w, 12), atol=1e-5)
