@@ -1,7 +1,7 @@
 """Cuts a model after named stages into segments, one owner each."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -137,6 +137,24 @@ def check_reads(
                     "is cut inside, so that no segment has all of its rows: cut it at "
                     "an end, or untie the two"
                 )
+
+
+def joined_metrics(each: Iterable[dict[str, jax.Array]]) -> dict[str, jax.Array]:
+    """The metrics of segments together: of a stack that is cut, row by row.
+
+    Args:
+      each: metrics of segments, in order. What two of them share is of such a stack,
+        one entry for a block, as `Cut.merge` has its parameters.
+
+    Example:
+      >>> joined_metrics([{"a": jnp.ones(2)}, {"a": jnp.zeros(1)}])["a"].tolist()
+      [1.0, 1.0, 0.0]
+    """
+    whole: dict[str, jax.Array] = {}
+    for own in each:
+        rows = {k: jnp.concatenate([whole[k], own[k]]) for k in whole.keys() & own}
+        whole |= own | rows
+    return whole
 
 
 def _part(

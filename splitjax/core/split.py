@@ -15,7 +15,7 @@ from splitjax.core.codec import (
     nonfinite,
     split_smooth,
 )
-from splitjax.core.cut import Cut
+from splitjax.core.cut import Cut, joined_metrics
 from splitjax.core.keys import fold
 from splitjax.core.message import gradient_of, mask_of
 from splitjax.core.residuals import Residuals, Visit, restore, strip
@@ -290,11 +290,10 @@ class Split:
                     index - 1, BACKWARD, gradient_of(gradient, arrived[index])
                 )
         loss = sum((visit.loss for visit in visits), start=jnp.float32(0))
-        metrics = {k: v for visit in visits for k, v in visit.metrics.items()}
         extra: dict[str, Any] = {
             "state": tuple(visit.state for visit in visits),
             "links": tuple(ends),
-            "metrics": metrics,
+            "metrics": joined_metrics(visit.metrics for visit in visits),
             "out": visits[-1].out,
         }
         return (loss, extra), tuple(grads)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from splitjax.core.codec import chain
+from splitjax.core.cut import joined_metrics
 from splitjax.core.keys import fold
 from splitjax.core.split import Split
 from splitjax.core.tree import Tree
@@ -37,16 +38,17 @@ def programs(split: Split, own: Sequence[int], again: Sequence[bool]) -> dict[st
         return split.forward(own[at], params, state, m, target=target, **how)
 
     def forward(params, state, x, target, key, micro, train):
-        kept, new, metrics, loss, m = [], [], {}, jnp.float32(0), x
+        kept, new, metrics, loss, m = [], [], [], jnp.float32(0), x
         for at, index in enumerate(own):
             seen = visit(at, params[at], state[at], m, target, key, micro, train)
             kept.append(None if again[index] else seen.residuals)
             new.append(seen.state)
             loss, m = loss + seen.loss, seen.out
-            metrics = _with_rows(metrics, seen.metrics)
+            metrics.append(seen.metrics)
         # The model's output ends in the loss: logits of every micro-batch are much.
         sent = () if own[-1] == len(split) - 1 else m
-        return sent, tuple(kept), tuple(new), {"loss": loss, "metrics": metrics}
+        told = {"loss": loss, "metrics": joined_metrics(metrics)}
+        return sent, tuple(kept), tuple(new), told
 
     def recompute(params, state, x, target, key, micro, train):
         # Its new state is dropped: the first forward pass has counted this batch.
@@ -193,13 +195,6 @@ class Step:
         losses = [ends.whole(each["loss"]) for each in seen]
         loss = sum(losses[1:], start=losses[0])
         grads, state = self._by_segment()
-        metrics: dict[str, jax.Array] = {}
-        for each in seen:
-            own = each["metrics"]
-            # The parts of a stack that is cut meet on the last stage's devices.
-            twice = ends.whole({k: (metrics[k], own[k]) for k in metrics.keys() & own})
-            first, second = ({k: v[i] for k, v in twice.items()} for i in (0, 1))
-            metrics = metrics | own | _with_rows(first, second)
         finite = [
             ends.whole(_finite(each["loss"], [grads[index] for index in own]))
             for each, own in zip(seen, pipe.parts, strict=True)
@@ -207,7 +202,7 @@ class Step:
         alright = jnp.stack(finite).all()
         extra = {
             "state": tuple(state),
-            "metrics": metrics,
+            "metrics": joined_metrics(ends.whole(each["metrics"]) for each in seen),
             "finite": tuple(place.whole(alright) for place in pipe.places),
             "done": tuple(map(tuple, self.done)),
             "in_flight": tuple(self.most),
@@ -248,12 +243,6 @@ def _mean(trees: list[Tree], weights: jax.Array) -> Tree:
         return (weights.reshape(-1, *(1,) * (seen.ndim - 1)) * seen).sum(0)
 
     return jax.tree.map(one, *trees)
-
-
-def _with_rows(first: dict, second: dict) -> dict:
-    """Both; what they share is of a stack that is cut between them, row by row."""
-    shared = {k: jnp.concatenate([first[k], second[k]]) for k in first.keys() & second}
-    return first | second | shared
 
 
 @jax.jit

@@ -10,7 +10,7 @@ import pytest
 from splitjax.core.codec import Link, chain
 from splitjax.core.cut import cut
 from splitjax.core.split import Split
-from splitjax.core.stage import join, repeat
+from splitjax.core.stage import Stage, join, repeat
 from splitjax.core.tree import spec_of
 from splitjax.metrics.loss import squared_error
 from splitjax.models.mlp import mlp, mlp_nnx
@@ -109,6 +109,21 @@ def test_repeated_blocks_can_be_cut_between_any_two(place, key):
     np.testing.assert_array_equal(value, value2)
     jax.tree.map(close, new, new2)
     jax.tree.map(close, grads, grads2)
+
+
+@pytest.mark.parametrize("places", [("blocks/0",), ("blocks/0", "blocks/2")])
+def test_blocks_that_are_cut_apart_tell_of_every_one(places, key):
+    def apply(params, state, x, *, key, train):
+        return 2 * x, state, {"size": jnp.abs(x).mean()}
+
+    block = Stage("blocks", lambda key, spec: ({}, {}), apply)
+    stack, x = repeat(block, 4), jnp.ones((2, 1))
+    split = Split(cut([stack], after=places), (IDENTITY,) * len(places), loss)
+    params, state = split.init(key, spec_of(x))
+    ends = split.init_links(params, state, spec_of(x))
+    target = {"y": jnp.ones(2), "n_valid": jnp.int32(2)}
+    (_, extra), _ = split.value_and_grad(params, state, ends, x, target, key=key)
+    assert extra["metrics"]["blocks/size"].tolist() == [1, 2, 4, 8]
 
 
 def test_a_place_may_be_a_prefix():
