@@ -1,4 +1,4 @@
-"""SmolLM2-135M, 30 blocks between an embedding and a head of 49,152 words, in 4 stages.
+"""SmolLM2-135M, 30 layers between an embedding and a head of 49,152 words, in 4 stages.
 
 Paper: Merak (arXiv 2206.04959); its models are of 1.5B to 20B on 64 GPUs
 Run: python -m experiments.plan --config=configs/merak_smollm2.py

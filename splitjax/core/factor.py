@@ -134,15 +134,15 @@ def dot(kernel: jax.Array | Factor, x: jax.Array) -> jax.Array:
     return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (lead,)), (batch, batch)))
 
 
-def cast_floats(kernel: jax.Array | Factor, dtype: Any) -> jax.Array | Factor:
-    """A kernel, dense or a factor, with its float arrays in another dtype.
+def cast_floats(tree: Tree, dtype: Any) -> Tree:
+    """A kernel, dense or a factor, or a tree of them, its floats in another dtype.
 
     Example:
       >>> import jax.numpy as jnp
       >>> cast_floats(jnp.ones(2), jnp.bfloat16).dtype.name
       'bfloat16'
     """
-    return jax.tree.map(lambda a: a.astype(dtype) if is_float(a) else a, kernel)
+    return jax.tree.map(lambda a: a.astype(dtype) if is_float(a) else a, tree)
 
 
 def materialize(params: Tree) -> Tree:

@@ -43,14 +43,23 @@ def _of(jaxpr: Any) -> int:
             features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
             total += out * math.prod(kernel) // features
         else:
-            inner = [_of(one) for one in _inside(eqn.params)]
+            inner = [_of(one) for one in inside(eqn.params)]
             each = max(inner, default=0) if name == "cond" else sum(inner)
             total += each * eqn.params.get("length", 1) if name == "scan" else each
     return total
 
 
-def _inside(params: dict[str, Any]) -> Iterator[Any]:
-    """The programs that an operation calls."""
+def inside(params: dict[str, Any]) -> Iterator[Any]:
+    """The programs that an operation calls.
+
+    Args:
+      params: of one equation of a jaxpr.
+
+    Example:
+      >>> [eqn] = jax.make_jaxpr(jax.jit(abs))(1.0).eqns
+      >>> [[one.primitive.name for one in jaxpr.eqns] for jaxpr in inside(eqn.params)]
+      [['abs']]
+    """
     for value in params.values():
         for one in value if isinstance(value, (tuple, list)) else (value,):
             one = getattr(one, "jaxpr", one)

@@ -1,12 +1,14 @@
 """Bytes of a device in a training step: predicted, and held against the compiler's."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import jaxpr_as_fun
 
-from splitjax.core.tree import Tree
+from splitjax.core.residuals import strip
+from splitjax.core.tree import Tree, combine, spec_of, split_floats
+from splitjax.metrics.macs import inside
 
 Loss = Callable[[Tree, Tree], jax.Array]
 NOT_COUNTED = (
@@ -102,7 +104,7 @@ def predict(
       is kept is counted of the traced program, not of a plan.
     """
     rows = jax.tree.map(lambda a: jax.ShapeDtypeStruct(_local(a), a.dtype), batch)
-    specs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
+    specs = spec_of(params)
     program = jax.make_jaxpr(loss)(specs, rows)
     return Memory(
         params=device_bytes(params),
@@ -180,23 +182,13 @@ def _kept(function: Callable, *specs: Tree) -> int:
     """Bytes that the vjp of a function keeps beside its arguments, each array once."""
 
     def residuals(*args):
-        floats, treedef = jax.tree.flatten(args)
-        given = {id(leaf) for leaf in floats}
-        chosen = [jax.dtypes.issubdtype(a.dtype, jax.numpy.floating) for a in floats]
-
-        def run(*moved):
-            moved = iter(moved)
-            leaves = [
-                next(moved) if is_float else leaf
-                for leaf, is_float in zip(floats, chosen, strict=True)
-            ]
-            return function(*treedef.unflatten(leaves))
-
+        leaves, treedef = jax.tree.flatten(args)
+        floats, rest = split_floats(leaves)
         _, pull = jax.vjp(
-            run, *(leaf for leaf, yes in zip(floats, chosen, strict=True) if yes)
+            lambda f: function(*treedef.unflatten(combine(f, rest))), floats
         )
-        leaves = {id(leaf): leaf for leaf in jax.tree.leaves(pull)}
-        return [leaf for name, leaf in leaves.items() if name not in given]
+        kept = jax.tree.leaves(strip(pull, leaves).leaves)
+        return list({id(leaf): leaf for leaf in kept}.values())
 
     return device_bytes(jax.eval_shape(residuals, *specs))
 
@@ -208,7 +200,7 @@ def _again(jaxpr: Any) -> int:
         if "prevent_cse" in eqn.params and "policy" in eqn.params:
             together += _part(eqn)
             continue
-        found = [_again(inner) for inner in _inside(eqn.params)]
+        found = [_again(inner) for inner in inside(eqn.params)]
         if eqn.primitive.name in ("scan", "while"):
             loops += found
         else:
@@ -216,18 +208,10 @@ def _again(jaxpr: Any) -> int:
     return max(together, *loops)
 
 
-def _inside(params: dict[str, Any]) -> Iterator[Any]:
-    for value in params.values():
-        for one in value if isinstance(value, (tuple, list)) else (value,):
-            one = getattr(one, "jaxpr", one)
-            if hasattr(one, "eqns"):
-                yield one
-
-
 def _part(eqn: Any) -> int:
     """Bytes that one `jax.checkpoint` leaves when it is computed again."""
     inner = eqn.params["jaxpr"]
     run = jaxpr_as_fun(jax.extend.core.ClosedJaxpr(inner, ()))
-    specs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in inner.invars]
+    specs = spec_of([var.aval for var in inner.invars])
     saving = jax.checkpoint(run, policy=eqn.params["policy"])
     return max(_kept(run, *specs) - _kept(saving, *specs), 0)

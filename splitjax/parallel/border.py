@@ -134,14 +134,10 @@ def _border(
     return Border(
         after,
         carry_bytes,
-        sum(_bytes(var) for var in live & handed),
+        tree_bytes([var.aval for var in live & handed]),
         tuple(sorted(var.aval.str_short() for var in free)),
         tuple(n for var, n in weights.items() if n and var in live & before),
     )
-
-
-def _bytes(var: Any) -> int:
-    return tree_bytes(jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype))
 
 
 def _is_literal(var: Any) -> bool:

@@ -12,8 +12,9 @@ import jax
 
 from splitjax.core.message import tree_bytes
 from splitjax.core.stage import Repeat, Segment, Stage, ties
-from splitjax.core.tree import Tree, combine, spec_of, split_floats
-from splitjax.parallel.recompute import residual_leaves
+from splitjax.core.tree import Tree, spec_of
+from splitjax.metrics.macs import inside
+from splitjax.parallel.recompute import block_vjp, residual_leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,13 +138,7 @@ def block_costs(
             return at.stage.apply(p, s, x, key=chance, train=train, **more)[0]
 
         def both(p, s, x, more, run=forward):
-            floats, rest = split_floats(x)
-            y, pull = jax.vjp(
-                lambda p, f, m: split_floats(run(p, s, combine(f, rest), m))[0],
-                p,
-                floats,
-                more,
-            )
+            y, pull = block_vjp(run, p, s, x, more)
             return y, pull(y)
 
         once = _flops(piece.name, forward, (own, kept, x, more), known)
@@ -182,8 +177,5 @@ def _loops(jaxpr: Any) -> Iterator[str]:
         name = eqn.primitive.name
         if name == "while" or (name == "scan" and eqn.params["length"] > 1):
             yield name
-        for value in eqn.params.values():
-            for one in value if isinstance(value, (tuple, list)) else (value,):
-                one = getattr(one, "jaxpr", one)
-                if hasattr(one, "eqns"):
-                    yield from _loops(one)
+        for inner in inside(eqn.params):
+            yield from _loops(inner)

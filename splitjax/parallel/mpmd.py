@@ -53,7 +53,7 @@ class Pipeline:
         """The number of micro-batches in a step."""
         return sum(op.kind == FORWARD for op in self.lists[0])
 
-    def ordered(self, kind: str, micro: int | None = None) -> "Pipeline":
+    def ordered(self, kind: str) -> "Pipeline":
         """The same stages and programs in another schedule.
 
         Raises:
@@ -62,8 +62,7 @@ class Pipeline:
         """
         again = [self.again[own[0]] for own in self.parts]
         _check_last(kind, again[-1])
-        count = self.micro if micro is None else micro
-        lists = schedule(len(self.parts), count, kind, recompute=again)
+        lists = schedule(len(self.parts), self.micro, kind, recompute=again)
         new = dataclasses.replace(self, lists=lists)
         # The programs do not depend on the order: compiled ones are kept.
         new.__dict__["programs"] = self.programs

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from splitjax.core.residuals import strip
 from splitjax.core.tree import Tree, combine, split_floats
 
 
@@ -143,17 +144,51 @@ def fewest_recomputed(
     )
 
 
+def block_vjp(
+    forward: Callable[..., Tree], params: Tree, state: Tree, x: Tree, more: Tree
+) -> tuple[Tree, Any]:
+    """The vjp of a block in its parameters, its input's floats and what it reads.
+
+    Args:
+      forward: `(params, state, x, more) -> y`.
+      params: arrays.
+      state: of the block; it takes no gradient.
+      x: its input; what is no float takes no gradient.
+      more: what else it reads that is trained: tied parameters.
+
+    Returns:
+      The floats of y, and the function from their gradient to those of params, the
+      floats of x, and more.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = {"h": jnp.float32(3), "ids": jnp.int32(0)}
+      >>> y, pull = block_vjp(lambda p, s, x, m: x | {"h": x["h"] * p * m},
+      ...     jnp.float32(2), (), x, jnp.float32(5))
+      >>> own, of_x, tied = pull(y)
+      >>> float(y["h"]), float(own), float(of_x["h"]), of_x["ids"], float(tied)
+      (30.0, 450.0, 300.0, None, 180.0)
+    """
+    floats, rest = split_floats(x)
+    return jax.vjp(
+        lambda p, f, m: split_floats(forward(p, state, combine(f, rest), m))[0],
+        params,
+        floats,
+        more,
+    )
+
+
 def residual_leaves(
     forward: Callable[..., Tree], params: Tree, state: Tree, x: Tree, more: Tree
 ) -> tuple[Any, ...]:
     """Specs of what the vjp of a block keeps, the parameters left out, each once.
 
     Args:
-      forward: `(params, state, x, more) -> y`.
+      forward: see `block_vjp`, as the rest.
       params: arrays or specs, as the rest.
-      state: of the block.
-      x: its input.
-      more: what else it reads that is trained: tied parameters.
+      state: see `block_vjp`.
+      x: see `block_vjp`.
+      more: see `block_vjp`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -164,15 +199,8 @@ def residual_leaves(
     """
 
     def run(params, state, x, more):
-        floats, rest = split_floats(x)
-        _, pull = jax.vjp(
-            lambda p, f, m: split_floats(forward(p, state, combine(f, rest), m))[0],
-            params,
-            floats,
-            more,
-        )
-        trained = {id(leaf) for leaf in jax.tree.leaves((params, more))}
-        kept = {id(leaf): leaf for leaf in jax.tree.leaves(pull)}
-        return tuple(leaf for name, leaf in kept.items() if name not in trained)
+        _, pull = block_vjp(forward, params, state, x, more)
+        kept = jax.tree.leaves(strip(pull, (params, more)).leaves)
+        return tuple({id(leaf): leaf for leaf in kept}.values())
 
     return jax.eval_shape(run, params, state, x, more)

@@ -94,7 +94,7 @@ class Step:
 
     def __init__(self, pipe: Any, params, state, batches, key, train, weights):
         self.pipe, self.batches, self.train = pipe, batches, train
-        self.given, self.weights = params, np.asarray(weights, np.float32)
+        self.weights = np.asarray(weights, np.float32)
         self.owner = pipe.owners()
         self.params, self.state, self.totals, self.keys = [], [], [], []
         for place, own in zip(pipe.places, pipe.parts, strict=True):
@@ -211,7 +211,7 @@ class Step:
 
     def _by_segment(self) -> tuple[list[dict], list[dict]]:
         """Gradients and state, with what was lent given back to its owner."""
-        grads, state = [{} for _ in self.given], [{} for _ in self.given]
+        grads, state = [{} for _ in self.pipe.lent], [{} for _ in self.pipe.lent]
         for own, total, kept in zip(
             self.pipe.parts, self.totals, self.state, strict=True
         ):

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from splitjax.core.tree import Tree, is_float
+from splitjax.core.factor import cast_floats
+from splitjax.core.tree import Tree
 from splitjax.parallel.rules import RULES, Placed, Rule, place, place_like
 from splitjax.parallel.scale import Scale
 
@@ -108,14 +109,15 @@ def make_trainer(
     elif scale.zero < 3:  # parameters are whole; a problem of the others is told
         pairs = zip(report, lines, strict=True)
         report = tuple(one._replace(spec=line.spec) for one, line in pairs)
+    master = apart if scale.zero else whole  # where an update is computed
+    summed = apart if scale.zero >= 2 else whole  # where gradients lie
     places = State(
         apart if scale.zero >= 3 else whole,
-        _moments(tx, params, apart if scale.zero else whole, mesh),
-        (apart if scale.zero else whole) if scale.precision == "mixed" else None,
+        place_like(jax.eval_shape(tx.init, params), params, master, mesh),
+        master if scale.precision == "mixed" else None,
     )
     home = jax.tree.map(_on_host, places.opt) if scale.offload else places.opt
     rows = NamedSharding(mesh, PartitionSpec(*[a for a in ["data"] if width > 1]))
-    master = apart if scale.zero else whole  # where an update is computed
 
     def gradients(params, batch):
         def spread(leaf):
@@ -124,25 +126,26 @@ def make_trainer(
             return jax.lax.with_sharding_constraint(leaf, rows)
 
         value, grads = jax.value_and_grad(loss)(params, jax.tree.map(spread, batch))
-        return value, _laid(grads, apart if scale.zero >= 2 else whole)
+        return value, _laid(grads, summed)
 
     def step(state, batch):
         value, grads = gradients(state.params, batch)
         basis = state.params if state.master is None else state.master
-        grads, basis = _float32(grads), _laid(_float32(basis), master)
+        grads = cast_floats(grads, jnp.float32)
+        basis = _laid(cast_floats(basis, jnp.float32), master)
         opt = state.opt
         if scale.offload:
             opt = jax.tree.map(jax.device_put, opt, places.opt)
         with jax.numpy_dtype_promotion("standard"):  # for Optax, as in algorithms.split
             updates, opt = tx.update(grads, opt, basis)
         basis = optax.apply_updates(basis, _laid(updates, master))
-        params = jax.tree.map(lambda a: _cast(a, scale.dtype), basis)
+        params = cast_floats(basis, scale.dtype)
         return State(params, opt, None if state.master is None else basis), value
 
     def init(params):
-        basis = _float32(params)
+        basis = cast_floats(params, jnp.float32)
         opt = jax.jit(tx.init, out_shardings=places.opt)(basis)
-        low = jax.tree.map(lambda a: _cast(a, scale.dtype), basis)
+        low = cast_floats(basis, scale.dtype)
         kept = basis if scale.precision == "mixed" else None
         made = State(low, opt, kept)
         # A copy: a step uses the state up, and `params` is the caller's.
@@ -156,10 +159,7 @@ def make_trainer(
             donate_argnums=0,
             out_shardings=(places._replace(opt=home), everywhere),
         ),
-        jax.jit(
-            gradients,
-            out_shardings=(everywhere, apart if scale.zero >= 2 else whole),
-        ),
+        jax.jit(gradients, out_shardings=(everywhere, summed)),
         places._replace(opt=home),
         report,
     )
@@ -185,21 +185,9 @@ def _apart(params: Tree, whole: Tree, lines: Sequence[Placed], width: int):
     return treedef.unflatten(made), tuple(report)
 
 
-def _moments(tx, params: Tree, shardings: Tree, mesh: Mesh) -> Tree:
-    return place_like(jax.eval_shape(tx.init, params), params, shardings, mesh)
-
-
 def _on_host(sharding: NamedSharding) -> NamedSharding:
     return sharding.with_memory_kind("pinned_host")
 
 
 def _laid(tree: Tree, shardings: Tree) -> Tree:
     return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)
-
-
-def _float32(tree: Tree) -> Tree:
-    return jax.tree.map(lambda a: _cast(a, jnp.float32), tree)
-
-
-def _cast(leaf: jax.Array, dtype: Any) -> jax.Array:
-    return leaf.astype(dtype) if is_float(leaf) else leaf

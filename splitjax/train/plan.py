@@ -56,41 +56,32 @@ def plan_and_measure(options: Planning) -> Found:
     options.validate()
     about, machine = subject(options), machine_of(options)
     rows = _rows(about.x)
-    if options.mesh:
-        axes = options.shape()
+    axes: dict[str, Any] = options.shape() if options.mesh else {}
+    if axes:
         check_shape(axes["data"], axes["tensor"], rows, options.widths)
     parts = about.stages, about.params, about.state, about.x
     blocks, between = block_costs(*parts), borders(*parts)
-    ratio = options.first_ratio if options.first_ratio >= 0 else None
-    how: dict[str, Any] = {"micro": options.micro, "kind": options.kind}
-    how["first_ratio"] = ratio
-    looked_at: tuple[Candidate, ...] = ()
-    if options.mesh:
-        cuts = None
+    how: dict[str, Any] = {
+        "micro": options.micro,
+        "kind": options.kind,
+        "first_ratio": options.first_ratio if options.first_ratio >= 0 else None,
+    }
+    cuts, looked_at = None, ()
+    if axes:
         if options.after:
             names = [block.name for block in blocks]
             legal = [i for i, border in enumerate(between, 1) if border.legal]
             cuts = chosen(options.after, names, legal=legal)
-        shape: dict[str, Any] = options.shape()
-        made = staged(blocks, between, machine, **shape, **how, cuts=cuts)
+        made = staged(blocks, between, machine, **axes, **how, cuts=cuts)
     else:
-        how |= {"devices": options.devices, "rows": rows}
-        looked_at = candidates(blocks, between, machine, widths=options.widths, **how)
+        counts = {"devices": options.devices, "rows": rows, "widths": options.widths}
+        looked_at = candidates(blocks, between, machine, **counts, **how)
         made = best(looked_at)
+        axes.update(data=made.data, pipe=made.pipe, tensor=made.tensor)
     other = None
     try:
-        other = staged(
-            blocks,
-            between,
-            machine,
-            micro=made.micro,
-            kind=made.kind,
-            first_ratio=ratio,
-            data=made.data,
-            pipe=made.pipe,
-            tensor=made.tensor,
-            cuts=even(len(blocks), made.pipe),
-        )
+        cuts = even(len(blocks), made.pipe)
+        other = staged(blocks, between, machine, **axes, **how, cuts=cuts)
     except ValueError as error:
         logging.info("no even cut: %s", error)
     times = even_times = None

@@ -14,6 +14,7 @@ from splitjax.parallel.mpmd import Pipeline, mpmd
 from splitjax.parallel.schedule import BACKWARD, FORWARD, RECOMPUTE
 from splitjax.parallel.stages import Plan
 from splitjax.parallel.timeline import Timeline, simulate
+from splitjax.train.bench import interleaved
 from splitjax.train.plan_subject import Subject
 
 Clock = Callable[[], float]
@@ -46,13 +47,8 @@ def stream_rate(
 
 
 def _quickest(run: Any, arguments: tuple, rounds: int, clock: Clock) -> float:
-    run(*arguments).block_until_ready()
-    took = []
-    for _ in range(rounds):
-        start = clock()
-        run(*arguments).block_until_ready()
-        took.append(clock() - start)
-    return min(took)
+    step = {"run": lambda: run(*arguments)}
+    return min(interleaved(step, rounds=rounds, warm=1, clock=clock)["run"])
 
 
 @dataclasses.dataclass(frozen=True)
