@@ -24,13 +24,12 @@ WORKDIR = absl_flags.DEFINE_string("workdir", "runs/bench_cloud", "where to writ
 ROUNDS = absl_flags.DEFINE_integer("rounds", 15, "how often each is timed")
 ONLY = absl_flags.DEFINE_string("only", "", "parts whose name has this expression")
 CLOCK = absl_flags.DEFINE_enum("clock", "wall", list(bench.CLOCKS), "what is counted")
-PARTS = {**bench_kernels.PARTS}
 
 
 def main(_: list[str]) -> None:
     """Measures every part in turn."""
     bench.main(
-        PARTS,
+        bench_kernels.PARTS,
         pathlib.Path(WORKDIR.value, "bench_cloud.json"),
         rounds=ROUNDS.value,
         only=ONLY.value,

@@ -34,7 +34,9 @@ PARTS = {"one_process": one_process, "loopback": loopback, "slow": slow, "start"
 # Parts that are also, or only, measured with one core for each process.
 PINNED, PINNED_ONLY = ("loopback", "slow"), ("slow",)
 ROUNDS = absl_flags.DEFINE_integer("rounds", 10, "how often each step is timed")
-SLOW_ROUNDS = absl_flags.DEFINE_integer("slow_rounds", 6, "the same, over slow links")
+SLOW_ROUNDS = absl_flags.DEFINE_integer(
+    "slow_rounds", 6, "the same, over slow links", lower_bound=1
+)
 LAYERS = absl_flags.DEFINE_list("layers", ["0", "2", "4"], "cuts, over slow links")
 ONLY = absl_flags.DEFINE_list("only", list(PARTS), "the parts to measure")
 CORES = absl_flags.DEFINE_list(

@@ -19,22 +19,19 @@ def main(_: list[str]) -> None:
     """Runs every mode and seed, one after the other, and reports on them together."""
     experiment, workdir = LAUNCH.experiment, LAUNCH.workdir
     experiment.validate()
-    modes = [experiment.mode]
+    runs = {experiment.mode: experiment}
     if experiment.mode == "processes":
         # They leave finished runs, which are read below, and not run again.
         if status := processes.both(flags.config_arguments(), workdir):
             sys.exit(status)
-        modes = ["split"]
+        runs = {"split": dataclasses.replace(experiment, mode="split")}
     if experiment.compare and experiment.mode != "unsplit":
-        modes.append("unsplit")
+        runs["unsplit"] = experiment.unsplit()
     summaries, folders = [], {}
     for seed in experiment.seeds:
-        for mode in modes:
+        for mode, one in runs.items():
             folder = workdir / f"{mode}_seed_{seed}"
             logging.info("%s, seed %d -> %s", mode, seed, folder)
-            one = dataclasses.replace(experiment, mode=mode)
-            if mode == "unsplit":
-                one = one.unsplit()
             summaries.append(train(one, seed, folder))
             folders[f"{mode} seed {seed}"] = folder
     (workdir / "summary.json").write_text(json.dumps(summaries, indent=2) + "\n")

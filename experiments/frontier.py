@@ -30,16 +30,15 @@ def main(_: list[str]) -> None:
     """Runs the un-split model and every point, each over all seeds."""
     experiment, workdir = LAUNCH.run, LAUNCH.workdir
     grids = GRID.value or flags.grid_of(LAUNCH.path)
-    points = ({"mode": "unsplit"}, *frontier.points(grids, experiment))
-    if experiment.mesh:  # which an un-split run has not
-        points[0]["mesh"] = ""
-    for point in points:
-        dataclasses.replace(experiment, **point).validate()
+    points = frontier.points(grids, experiment)
+    names = ["mode=unsplit", *map(frontier.name_of, points)]
+    runs = [experiment.unsplit()]
+    runs += [dataclasses.replace(experiment, **point) for point in points]
+    for one in runs:
+        one.validate()
     workdir.mkdir(parents=True, exist_ok=True)
     rows: list[dict] = []
-    for point in points:
-        name = frontier.name_of(point)
-        one = dataclasses.replace(experiment, **point)
+    for name, one in zip(names, runs, strict=True):
         summaries = []
         for seed in experiment.seeds:
             logging.info("%s, seed %d", name, seed)

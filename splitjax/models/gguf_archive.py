@@ -1,5 +1,6 @@
 """A decoder of the Llama form from a GGUF archive, its blocks made float32."""
 
+import functools
 import pathlib
 from typing import Any
 
@@ -14,15 +15,26 @@ from splitjax.models.name_table import leaves_of
 def gguf_config(path: str | pathlib.Path, *, tied: bool | None = None) -> DecoderConfig:
     """The config of an archive, read without its tensors; see `load_gguf`.
 
+    A file is parsed once until it changes: its whole vocabulary comes with the facts.
+
     Example:
       >>> gguf_config("/nowhere")
       Traceback (most recent call last):
       ...
       FileNotFoundError: there is no GGUF file at /nowhere: ...
     """
+    file = _one(path).absolute()
+    return _read_config(file, file.stat().st_mtime_ns, tied)
+
+
+@functools.lru_cache
+def _read_config(
+    file: pathlib.Path, changed_ns: int, tied: bool | None
+) -> DecoderConfig:
     import gguf
 
-    return _config(path, gguf.GGUFReader(_one(path)), tied)
+    del changed_ns  # a part of the key alone
+    return _config(file, gguf.GGUFReader(file), tied)
 
 
 def load_gguf(

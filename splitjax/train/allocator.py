@@ -13,9 +13,8 @@ def keep_freed() -> bool:
 
     Buffers of some megabytes, as codecs and steps make them, go back to the system
     when they are freed, and every page of the next ones is then new: it is mapped and
-    zeroed when it is first touched, which for a `delta` of 12 MB takes a third of its
-    time. Up to 2 GB a thread's heap stay with the process instead. Buffers above 32 MB
-    come and go as ever.
+    zeroed when it is first touched. Up to 2 GB a thread's heap stay with the process
+    instead. Buffers above 32 MB come and go as ever.
 
     Returns:
       Whether there is a glibc to be told so; elsewhere nothing happens.

@@ -16,7 +16,8 @@ import jax
 from splitjax.train.report import markdown, versions
 
 Row = dict[str, Any]
-Part = Callable[[Callable[..., dict[str, list[float]]]], list[Row]]
+Timed = Callable[..., dict[str, list[float]]]  # `interleaved`, with its rounds given
+Part = Callable[[Timed], list[Row]]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 

@@ -1,7 +1,7 @@
 """What codecs cost: time against a copy in memory, bytes, errors; and their peers'."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,9 @@ from splitjax import codecs
 from splitjax.core.codec import Codec, Context
 from splitjax.core.tree import spec_of
 from splitjax.runtime.frame import payload_bytes
-from splitjax.train.bench import interleaved, rows
+from splitjax.train.bench import Row, Timed, interleaved, rows
 
 SHAPE = (32, 128, 768)
-Timed = Callable[..., dict[str, list[float]]]
-Row = dict[str, Any]
 DIRECT_BOUND = 0.01  # of the time of a convolution that is no FFT
 
 

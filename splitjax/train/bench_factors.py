@@ -1,8 +1,6 @@
 """What low rank costs: a projection, its share of a run, and a product in a layer."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +17,8 @@ from splitjax.models.resnet import CONFIGS, resnet
 from splitjax.optim.energy import energy_project
 from splitjax.optim.lrpet import lrpet
 from splitjax.optim.ranks import at_ratio
-from splitjax.train.bench import rows
+from splitjax.train.bench import Part, Row, Timed, rows
 
-Timed = Callable[..., dict[str, list[float]]]
-Row = dict[str, Any]
 # Seconds of the authors' projection (torch's SVD) of d x d, rank d/4, on a like core.
 PEERS = {96: 0.011, 192: 0.022, 384: 0.125}
 PEER_BOUND = 0.2
@@ -146,7 +142,7 @@ def product_dot(timed: Timed) -> list[Row]:
 
 
 # By the name that --only chooses.
-PARTS: dict[str, Callable[[Timed], list[Row]]] = {
+PARTS: dict[str, Part] = {
     "projection": projection,
     "share": share,
     "dot": product_dot,

@@ -11,18 +11,15 @@ import jax.numpy as jnp
 import optax
 
 from splitjax import kernels
+from splitjax.codecs import residual_bytes
 from splitjax.core.message import tree_bytes
-from splitjax.core.residuals import strip
 from splitjax.core.stage import join
-from splitjax.core.tree import Tree
 from splitjax.models.bert import bert
 from splitjax.models.bert_block import Norm
 from splitjax.models.bert_config import BertConfig
 from splitjax.optim.flat import flat_by_dtype
-from splitjax.train.bench import rows
+from splitjax.train.bench import Part, Row, Timed, rows
 
-Timed = Callable[..., dict[str, list[float]]]
-Row = dict[str, Any]
 MB, GB = 1e6, 1e9
 
 
@@ -102,7 +99,7 @@ def block(timed: Timed) -> list[Row]:
         )
         made[name] = {
             "bytes accessed": traffic(step, params, h),
-            "bytes kept for the backward pass": stored(run, params, h),
+            "bytes kept for the backward pass": residual_bytes(run, params, h),
         }
         steps[f"BERT layer, {name}"] = functools.partial(step, params, h)
     found = rows(timed(steps), "BERT layer, stock", {})
@@ -201,21 +198,6 @@ def traffic(function: Any, *args: Any) -> float:
     return float(function.lower(*args).compile().cost_analysis()["bytes accessed"])
 
 
-def stored(function: Callable, params: Tree, *args: Any) -> int:
-    """Bytes of what a vjp keeps, without the parameters; nothing is computed.
-
-    Example:
-      >>> w, x = jnp.ones((3, 2)), jnp.ones((5, 3))
-      >>> stored(lambda w, x: x @ w, w, x)
-      60
-    """
-
-    def kept(params, *args):
-        return strip(jax.vjp(function, params, *args)[1], params)
-
-    return tree_bytes(jax.eval_shape(kept, params, *args))
-
-
 def _pulled(function: Callable) -> Callable:
     @jax.jit
     def run(dy, *args):
@@ -248,7 +230,7 @@ def _against(timed: Timed, steps: dict, reference: str, moved: float) -> list[Ro
 
 
 # By the name that --only chooses.
-PARTS: dict[str, Callable[[Timed], list[Row]]] = {
+PARTS: dict[str, Part] = {
     "kernels/block": block,
     "kernels/layer_norm": layer_norm,
     "kernels/cross_entropy": cross_entropy,

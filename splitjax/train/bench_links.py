@@ -84,7 +84,7 @@ def slow(b: Bench) -> list[Row]:
 
 def _sweeps(rounds: int) -> list[int]:
     """The rounds of each sweep: as even as can be, and none without one."""
-    return [(rounds + late) // SWEEPS for late in range(SWEEPS)][-min(rounds, SWEEPS) :]
+    return [n for late in range(SWEEPS) if (n := (rounds + late) // SWEEPS)]
 
 
 def _cuts(b: Bench) -> Iterator[tuple[str, Experiment]]:

@@ -12,13 +12,12 @@ import numpy as np
 from splitjax.factors.mpo import Mpo
 from splitjax.factors.mpo_fit import fit
 from splitjax.factors.mpo_plan import mpo_plan
+from splitjax.train.bench import Timed
 
 DIMS = (384, 1536)
 BONDS = (0, 64, 16, 8, 4)  # 0: full bonds
 TOKENS = (1, 4, 16, 64, 256)
 BOUND = 1.5  # of what "auto" chooses, in times of the quicker way
-
-Timed = Callable[[dict[str, Callable[[], Any]]], dict[str, list[float]]]
 
 
 def made(dims: tuple[int, int], max_bond: int) -> Mpo:

@@ -47,8 +47,9 @@ class CompressLanguage(Tuning, Language):
     def validate(self) -> None:
         """Raises a ValueError for options that make no sense."""
         super().validate()
-        self.check_points("fisher_windows", "fisher_window", *AT_LEAST_ONE)
-        self.check_tune()
+        self.check_points(
+            "fisher_windows", "fisher_window", "tune_window", "tune_batch"
+        )
 
     def tuned(
         self, factor: str, share: float, params: Tree, weights: Tree | None = None
@@ -66,9 +67,6 @@ class CompressLanguage(Tuning, Language):
         }
         point = {"factor": factor, "share": share, "params": params}
         return self.run_from(TunedLanguage, given, **point, weights=weights)
-
-
-AT_LEAST_ONE = ("tune_epochs", "tune_every", "tune_window", "tune_batch")
 
 
 @dataclasses.dataclass

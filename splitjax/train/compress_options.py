@@ -25,8 +25,7 @@ class Compress(Tuning, Finetune):
         """Raises a ValueError for options that make no sense."""
         super().validate()
         check(self.mode, "mode", ("unsplit",))
-        self.check_points("fisher_examples", "tune_epochs", "tune_every")
-        self.check_tune()
+        self.check_points("fisher_examples")
         for name in self.score_on:
             check(name, "score_on", task(self.task, 0).splits)
 

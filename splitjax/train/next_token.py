@@ -181,7 +181,8 @@ class NextToken(ExpertOptions):
 
     def _tokenizer(self) -> data.Tokenizer:
         folder = folder_of(self.model)
-        tokenizer, vocab = data.Tokenizer(folder), read_config(folder).vocab
+        tokenizer = data.Tokenizer(folder)
+        vocab = read_config(folder, tied=self.tied).vocab
         if tokenizer.vocab > vocab:
             raise ValueError(
                 f"{folder}: its tokenizer knows {tokenizer.vocab} tokens, and its "

@@ -82,15 +82,10 @@ def _rows(experiment: LowRank, run: Run, kind: str) -> list[dict[str, Any]]:
         for k, a in model_inputs(first).items()
     }
 
+    model = run.parts.split.cut.model
+
     def forward(params, x):
-        for segment, p, s in zip(
-            run.parts.split.cut.segments,
-            run.parts.split.cut.partition(params),
-            run.parts.split.cut.partition(state),
-            strict=True,
-        ):
-            x = segment.apply(p, s, x, key=None, train=False)[0]
-        return x
+        return model.apply(params, state, x, key=None, train=False)[0]
 
     again = experiment.low_rank_measured and any(
         re.fullmatch(STATISTICS, path) for path in flat(state)

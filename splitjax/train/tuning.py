@@ -62,13 +62,14 @@ def row_scale(weights: Tree) -> dict[str, jax.Array]:
       >>> [round(one, 4) for one in scale["k"].tolist()]
       [0.4472, 1.3416]
     """
-    sums = {path: leaf.sum(-1) for path, leaf in flat(weights).items()}
-    means = {path: one.mean(-1, keepdims=True) for path, one in sums.items()}
-    # A matrix that no gradient reached is projected plainly.
-    return {
-        path: jnp.where(mean > 0, jnp.sqrt(one / jnp.where(mean > 0, mean, 1)), 1)
-        for (path, one), mean in zip(sums.items(), means.values(), strict=True)
-    }
+
+    def one(leaf):
+        sums = leaf.sum(-1)
+        mean = sums.mean(-1, keepdims=True)
+        # A matrix that no gradient reached is projected plainly.
+        return jnp.where(mean > 0, jnp.sqrt(sums / jnp.where(mean > 0, mean, 1)), 1)
+
+    return {path: one(leaf) for path, leaf in flat(weights).items()}
 
 
 _DENSE: dict[str, Any] = {
@@ -102,8 +103,9 @@ class Tuning(Compression):
     tune_rate: float = option(2e-5, "the peak of the learning rate then")
     tune_every: int = option(30, "steps between projections of 'lrpet'")
 
-    def check_tune(self) -> None:
-        """Raises a ValueError for a `tune` that there is not, or not after these."""
+    def check_points(self, *counts: str) -> None:
+        """The same for these, and for a `tune` that there is not, or not after them."""
+        super().check_points(*counts, "tune_epochs", "tune_every")
         if not self.tune:
             return
         check(self.tune, "tune", tuple(TUNES))

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from splitjax.models.decoder_config import from_json
 from splitjax.models.decoder_table import GGUF, LLAMA
 from splitjax.models.export import save
 from splitjax.models.folder import read_fields, read_tensors
-from splitjax.models.gguf_archive import load_gguf
+from splitjax.models.gguf_archive import gguf_config, load_gguf
 from splitjax.models.pretrained import start
 
 
@@ -109,6 +110,28 @@ def test_an_archive_becomes_the_folder_that_it_came_of(archive, tmp_path):
     found = from_json(read_fields(tmp_path / "new"))
     assert found.eps == pytest.approx(wanted.eps)  # an archive holds it in float32
     assert dataclasses.replace(found, eps=wanted.eps) == wanted
+
+
+def test_a_config_is_parsed_once_until_the_file_changes(archive, monkeypatch):
+    import gguf
+
+    path, folder, _ = archive
+    opened, reader = [], gguf.GGUFReader
+
+    def counted(file):
+        opened.append(file)
+        return reader(file)
+
+    monkeypatch.setattr(gguf, "GGUFReader", counted)
+    config = gguf_config(path)
+    assert gguf_config(path.parent) == config == load_gguf(path)[0]
+    assert len(opened) == 2  # the last one, for the tensors
+    with pytest.raises(ValueError, match="cannot be tied"):
+        gguf_config(path, tied=True)
+    later = path.stat().st_mtime_ns + 10**9
+    write(path, folder, drop=["output.weight"])
+    os.utime(path, ns=(later, later))
+    assert gguf_config(path).tied and not gguf_config(path, tied=False).tied
 
 
 def test_a_tied_archive_may_have_a_copy_of_its_table(reference, tmp_path):

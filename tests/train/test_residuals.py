@@ -1,7 +1,10 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from splitjax.train.residual_network import ARMS, network
+from splitjax.codecs import residual_bytes
+from splitjax.train.residual_network import ARMS, network, start
 from splitjax.train.residuals import Residuals, play, table
 
 SMALL = dict(widths=(4,), epochs=2, batch_size=32, limit=192, every=4, first=1e-3)
@@ -43,8 +46,16 @@ def test_less_is_kept_in_memory(runs):
     assert f"| {share:.2g} %" in lines.splitlines()[-1]
 
 
-def test_every_arm_has_its_network():
-    assert all(callable(network(arm).logits) for arm in ARMS)
+def test_every_arm_computes_the_same_and_keeps_what_its_bits_are():
+    x = jax.random.uniform(jax.random.key(1), (8, 8, 8, 1))
+    y = jnp.arange(8)
+    params = start((4,), (8, 8, 1), 10, bound=1e-2, key=jax.random.key(0))
+    made = {arm: network(arm) for arm in ARMS}
+    logits = {arm: np.asarray(one.logits(params, x)) for arm, one in made.items()}
+    for arm in ARMS:
+        np.testing.assert_array_equal(logits[arm], logits["exact"], err_msg=arm)
+    kept = {arm: residual_bytes(one.loss, params, x, y) for arm, one in made.items()}
+    assert kept["6 bits"] < kept["8 bits"] < kept["exact"]
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,23 @@
 
 import contextlib
 import dataclasses
+import itertools
+import threading
 
-import jax
 import numpy as np
 import pytest
 
 from splitjax.core.message import tree_bytes
-from splitjax.core.tree import flat
+from splitjax.core.tree import flat, spec_of
 from splitjax.optim.curvature import TAPS, without_own
+from splitjax.runtime.channel import pipe
+from splitjax.runtime.cloud import Cloud
 from splitjax.runtime.programs import begin, weights_of
 from splitjax.train.classify import Classify
+from splitjax.train.drivers import ToCloud
 from splitjax.train.finetune import Finetune
 from splitjax.train.loop import open_run, tick_batch
+from splitjax.train.serve import build
 
 TINY = dict(
     task="digits",
@@ -43,16 +48,17 @@ def kernels(state):
     return found
 
 
-def stepped(experiment, folder):
-    """A run's state before and after one step, and its parts."""
-    run = open_run(experiment, 0, folder)
-    batches = next(iter(run.parts.train.epoch(0, micro=experiment.micro)))
-    total = sum(int(batch["n_valid"]) for batch in batches)
-    ticks = [tick_batch(batch, total) for batch in batches]
-    before = kernels(run.state)
-    names = [str(number) for number in range(len(ticks))]
+def stepped(experiment, folder, *, steps=1, cloud=None):
+    """A run's state before and after its first steps, and its parts."""
+    run = open_run(experiment, 0, folder, cloud)
+    before, state = kernels(run.state), run.state
+    epoch = run.parts.train.epoch(0, micro=experiment.micro)
     with contextlib.closing(run.driver):
-        state, _ = run.driver.step(run.state, ticks, in_flight=1, names=names)
+        for batches in itertools.islice(epoch, steps):
+            total = sum(int(batch["n_valid"]) for batch in batches)
+            ticks = [tick_batch(batch, total) for batch in batches]
+            names = [str(number) for number in range(len(ticks))]
+            state, _ = run.driver.step(state, ticks, in_flight=1, names=names)
     return before, state, run.parts
 
 
@@ -104,8 +110,26 @@ def test_taps_are_not_sent_and_are_there_at_the_edge():
     params = flat(edge["params"])
     for name, leaf in flat({"0": parts.params[0]}).items():
         np.testing.assert_array_equal(params[name], leaf)
-    specs = jax.eval_shape(lambda: Classify(**TINY).parts(0).params)
-    assert jax.tree.structure(specs) == jax.tree.structure(parts.params)
+    specs = Classify(**TINY).parts(0, weights=False).params
+    assert any(TAPS in name for name in flat(specs[0]))
+    assert spec_of(specs) == spec_of(parts.params)
+
+
+def test_an_edge_and_its_cloud_step_as_both_halves_here(tmp_path):
+    """In the second step the edge's gradient is of what the cloud made of the first."""
+    made = Classify(**TINY)
+    _, one, _ = stepped(made, tmp_path / "one", steps=2)
+    mine, theirs = pipe()
+    with contextlib.closing(Cloud(build(made), tmp_path / "cloud")) as cloud:
+        served = threading.Thread(target=cloud.serve, args=(0, theirs))
+        served.start()
+        there = ToCloud(lambda: mine)
+        _, two, _ = stepped(made, tmp_path / "two", steps=2, cloud=there)
+    served.join()
+    assert not two.slot
+    assert flat(two.edge).keys() == flat(one.edge).keys()
+    for name, leaf in flat(one.edge).items():
+        np.testing.assert_array_equal(flat(two.edge)[name], leaf, err_msg=name)
 
 
 @pytest.mark.slow
