@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from splitjax.core.matrix import matrix_shape
 from splitjax.core.tree import Tree, path_name
 
 TAPS = "tap_kfac"
@@ -176,6 +177,16 @@ def with_taps(
     return made
 
 
+def layout_of(shape: tuple[int, ...]) -> str:
+    """The layout of a kernel, see `core.matrix.Rule`.
+
+    Example:
+      >>> layout_of((3, 3, 16, 32)), layout_of((6, 4, 8))
+      ('conv', 'dense')
+    """
+    return "conv" if len(shape) >= CONV else "dense"
+
+
 def kernel_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape (I, J) of a kernel as a matrix; a stack has its axis before them.
 
@@ -188,10 +199,7 @@ def kernel_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
             f"a kernel {tuple(shape)}: K-FAC has factors for (I, J) and (H, W, I, J), "
             "with one leading axis at most; leave it out by the pattern"
         )
-    if len(shape) < CONV:
-        return tuple(shape)
-    *lead, height, width, inputs, outputs = shape
-    return (*lead, height * width * inputs, outputs)
+    return matrix_shape(shape, layout_of(shape))
 
 
 def without_own(tree: Tree) -> Tree:

@@ -88,7 +88,7 @@ def dp_kfac(
       inverse_every: steps between two inversions, `factor_every` or more.
       kl_clip: the bound on the size of a step; None: none.
       method: "cholesky", or "eigen": divides by da dg^T + damping between eigenvectors,
-        which keeps the damping whole and costs about ten times the inversion.
+        which keeps the damping whole and costs more: eigenvectors of both factors.
       axis_name: of the data-parallel axis; None: one device.
       shards: its size.
 
@@ -166,15 +166,14 @@ def dp_kfac(
         check_shards(axis_name, shards)
         now = jnp.asarray(state.count if step is None else step, jnp.int32)
         leaves, parts = flat(updates), stacks(params, shards)
-        known, made, own, bad = {}, {}, {}, jnp.zeros(3, jnp.float32)
+        known, made = {}, {}
+        size, bad = jnp.float32(0), jnp.zeros(3, jnp.float32)
         for one in parts:
             grads = _scattered(gathered(one, leaves), axis_name, shards)
-            sums = _mine(one, gathered_taps(one, leaves), axis_name)
-            known[one.name], found = _learned(state.curvature[one.name], sums, now)
-            own[one.name] = grads
+            old = state.curvature[one.name]
+            known[one.name], found = _learned(one, old, leaves, now)
             made[one.name] = preconditioned(known[one.name], grads, damping)
-            bad = bad + found
-        size = sum((jnp.sum(made[n] * own[n]) for n in made), start=jnp.float32(0))
+            size, bad = size + jnp.sum(made[one.name] * grads), bad + found
         totals = jnp.concatenate([size[None], bad])
         totals = totals if axis_name is None else jax.lax.psum(totals, axis_name)
         nu, new = _nu(totals[0], now), {}
@@ -195,11 +194,11 @@ def dp_kfac(
         marked = _with_marks(out, params, later.astype(jnp.float32))
         return marked, KfacState(state.count + 1, known, skipped, failed, bare, held)
 
-    def _learned(old, sums, now):
+    def _learned(one, old, leaves, now):
         """Factors and inverses of this step, and what went wrong, (3,) float32."""
 
         def collect(old):
-            a, g, count = sums
+            a, g, count = _mine(one, gathered_taps(one, leaves), axis_name)
             return averaged(old, a, g, count, ema_old)
 
         def invert(old):

@@ -74,13 +74,9 @@ def averaged(
       >>> float(new.a[0, 0, 0]), float(new.g[0, 0, 0])
       (2.0, 2.5)
     """
-
-    def finite(x):
-        return jnp.isfinite(x).all((1, 2))
-
     n = jnp.expand_dims(count, (1, 2))
     a, g = a / jnp.maximum(n, TINY), g * n
-    good = finite(a) & finite(g) & jnp.isfinite(count)
+    good = _all_finite((a, g, count))
     taken = jnp.expand_dims(good & (count > 0), (1, 2))
 
     def mix(was, new):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from splitjax.core.matrix import as_matrix, from_matrix
 from splitjax.core.tree import Tree, flat
-from splitjax.optim.curvature import CONV, TAPS, kernel_shape
+from splitjax.optim.curvature import TAPS, kernel_shape, layout_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Stack:
 
     Example:
       >>> one = Stack(4, 2, ("a/", "b/", "c/"), (1, 1, 1), shards=2)
-      >>> one.length, one.padding, one.factor_bytes
-      (4, 1, 320)
+      >>> one.length, one.padding
+      (4, 1)
     """
 
     inputs: int
@@ -46,14 +46,12 @@ class Stack:
 
     @property
     def padding(self) -> int:
-        """How many of them stand for no layer."""
-        return self.length - sum(self.rows)
+        """How many of them stand for no layer.
 
-    @property
-    def factor_bytes(self) -> int:
-        """Of both factors and both inverses, float32, on one device."""
-        each = self.inputs**2 + self.outputs**2
-        return 2 * 4 * each * (self.length // self.shards)
+        Fewer layers of one shape than devices are a waste: use fewer shards, or leave
+        such layers out by the pattern of `with_taps`.
+        """
+        return self.length - sum(self.rows)
 
 
 def stacks(params: Tree, shards: int = 1) -> tuple[Stack, ...]:
@@ -95,21 +93,6 @@ def stacks(params: Tree, shards: int = 1) -> tuple[Stack, ...]:
     )
 
 
-def padding_share(parts: Sequence[Stack]) -> float:
-    """How much of what devices send, and of their factors' number, is padding.
-
-    Fewer layers of one shape than devices are a waste: use fewer shards, or leave such
-    layers out by the pattern of `with_taps`.
-
-    Example:
-      >>> padding_share([Stack(4, 2, ("a/", "b/", "c/"), (1, 1, 1), shards=2)])
-      0.25
-    """
-    sent = [one.length * one.inputs * one.outputs for one in parts]
-    idle = [one.padding * one.inputs * one.outputs for one in parts]
-    return sum(idle) / sum(sent)
-
-
 def check_shards(axis_name: str | None, shards: int) -> None:
     """Raises unless a mesh's axis has so many devices; called inside of `shard_map`.
 
@@ -135,7 +118,7 @@ def gathered(stack: Stack, leaves: dict[str, jax.Array]) -> jax.Array:
 
     def one(path):
         kernel = leaves[f"{path}kernel"]
-        matrix = as_matrix(kernel, _layout(kernel))
+        matrix = as_matrix(kernel, layout_of(kernel.shape))
         matrix = matrix.reshape(-1, *matrix.shape[-2:]).astype(jnp.float32)
         if (bias := leaves.get(f"{path}bias")) is not None:
             bias = bias.reshape(-1, 1, bias.shape[-1]).astype(jnp.float32)
@@ -157,11 +140,7 @@ def given_back(
         part, start = made[start : start + rows], start + rows
         kernel, bias = leaves[f"{path}kernel"], leaves.get(f"{path}bias")
         matrix = part if bias is None else part[:, :-1]
-        matrix = from_matrix(
-            matrix if kernel.ndim in (3, CONV + 1) else matrix[0],
-            kernel.shape,
-            _layout(kernel),
-        )
+        matrix = from_matrix(matrix, kernel.shape, layout_of(kernel.shape))
         new[f"{path}kernel"] = matrix.astype(kernel.dtype)
         if bias is not None:
             new[f"{path}bias"] = part[:, -1].reshape(bias.shape).astype(bias.dtype)
@@ -197,7 +176,3 @@ def gathered_taps(
 def _padded(stack: Stack, parts: Sequence[jax.Array]) -> jax.Array:
     whole = jnp.concatenate(parts)
     return jnp.pad(whole, [(0, stack.padding)] + [(0, 0)] * (whole.ndim - 1))
-
-
-def _layout(kernel: jax.Array) -> str:
-    return "conv" if kernel.ndim >= CONV else "dense"

@@ -27,7 +27,6 @@ from splitjax.optim.stack import (
     gathered,
     gathered_taps,
     given_back,
-    padding_share,
     stacks,
 )
 
@@ -198,9 +197,9 @@ def test_stacks_and_what_of_them_is_padding():
         ("4x2", ("a/", "b/")),
         ("5x5", ("c/",)),
     ]
-    assert padding_share(parts) == 0
-    wide = stacks(with_taps({"a": layer, "b": bare, "c": layer}), shards=4)
-    assert padding_share(wide) == 0.25
+    assert [one.padding for one in parts] == [0, 0]
+    [wide] = stacks(with_taps({"a": layer, "b": bare, "c": layer}), shards=4)
+    assert (wide.length, wide.padding) == (4, 1)
 
 
 def test_g_what_cannot_be_tapped():
@@ -261,7 +260,7 @@ def test_inverses_are_those_of_the_damped_product(method):
     assert not failed.any() and not made.plain.any()
 
 
-def test_both_methods_agree_where_factors_are_multiples_of_the_identity():
+def test_what_each_method_gives_where_factors_are_multiples_of_the_identity():
     a, g = 4 * jnp.eye(3)[None], jnp.eye(2)[None]
     grad = jnp.ones((1, 3, 2))
     for method, want in [("eigen", 1 / (4 + 0.25)), ("cholesky", 1 / (5 * 1.25))]:

@@ -110,7 +110,7 @@ def test_bad_inputs():
     for traced in (jax.jit(tx.init), lambda p: jax.eval_shape(tx.init, p)):
         with pytest.raises(ValueError, match="cannot see shardings under jit or eval"):
             traced(_params())
-    with pytest.raises(ValueError, match="no leaf matches|no leaf"):
+    with pytest.raises(ValueError, match="matches no leaf"):
         flat_by_dtype(optax.sgd(0.1), apart="nothing").init(_params())
 
 
