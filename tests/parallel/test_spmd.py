@@ -1,9 +1,4 @@
 import json
-import os
-import pathlib
-import socket
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +12,8 @@ from splitjax.metrics.collectives import count_collectives
 from splitjax.parallel.mesh import make_cloud_mesh
 from splitjax.parallel.spmd import pipelined
 from tests.parallel import lattice
+from tests.parallel.jobs import job
 
-ROOT = pathlib.Path(__file__).parents[2]
 D = 4
 
 
@@ -185,38 +180,9 @@ def test_g_what_cannot_be_a_pipeline():
 # Several processes.
 
 
-def job(configs: list[str]) -> list[subprocess.CompletedProcess]:
-    """One process of the test's model for each config, joined into one job."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    module = [sys.executable, "-m", "tests.parallel.lattice", address]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    children = [
-        subprocess.Popen(
-            [*module, str(len(configs)), str(number), config],
-            cwd=ROOT,
-            env=env,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for number, config in enumerate(configs)
-    ]
-    try:
-        made = [(child, *child.communicate(timeout=300)) for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    return [
-        subprocess.CompletedProcess(child.args, child.returncode, out, err)
-        for child, out, err in made
-    ]
-
-
 @pytest.mark.slow
 def test_f2_two_processes_of_four_devices_are_one(alone):
-    done = job(['{"seed": 0}'] * 2)
+    done = job("tests.parallel.lattice", ['{"seed": 0}'] * 2)
     assert [one.returncode for one in done] == [0, 0], done[0].stderr[-2000:]
     first, second = (json.loads(one.stdout.splitlines()[-1]) for one in done)
     assert first == second
@@ -228,6 +194,6 @@ def test_f2_two_processes_of_four_devices_are_one(alone):
 
 @pytest.mark.slow
 def test_g_a_process_with_another_config_is_named_before_the_first_step():
-    done = job(['{"seed": 0}', '{"seed": 1}'])
+    done = job("tests.parallel.lattice", ['{"seed": 0}', '{"seed": 1}'])
     for one in done:
         assert one.returncode and "the config of process 1 is not that of" in one.stderr

@@ -1,11 +1,7 @@
 """DP-KFAC on a mesh of eight devices: the sheet's nine claims."""
 
 import functools
-import os
-import pathlib
-import socket
-import subprocess
-import sys
+import json
 
 import jax
 import jax.numpy as jnp
@@ -22,26 +18,26 @@ from splitjax.optim.curvature import TAPS, watch
 from splitjax.optim.kfac_mesh import on_owner, reshard, state_specs
 from splitjax.parallel.mesh import make_cloud_mesh
 from splitjax.storage.checkpoint import Checkpoints
+from tests.parallel.jobs import job
 
 LAYERS, WIDTH, LOCAL = 6, 5, 4
-RNG = np.random.default_rng(0)
 SETTINGS = dict(damping=0.1, ema_old=0.6, kl_clip=1e-3, learning_rate=0.3)
 
 
-def start(layers=LAYERS, bias=True, width=WIDTH, seed=0):
+def start(layers=LAYERS, bias=True, seed=0):
     rng, made = np.random.default_rng(seed), {}
     for i in range(layers):
-        kernel = rng.normal(size=(width, width)) / width**0.5
+        kernel = rng.normal(size=(WIDTH, WIDTH)) / WIDTH**0.5
         made[f"layer_{i}"] = {"kernel": jnp.asarray(kernel, jnp.float32)}
         if bias:
-            row = rng.normal(size=width) / 4
+            row = rng.normal(size=WIDTH) / 4
             made[f"layer_{i}"]["bias"] = jnp.asarray(row, jnp.float32)
     return with_taps(made)
 
 
-def data(rows, seed=1, width=WIDTH):
+def data(rows, seed=1):
     rng = np.random.default_rng(seed)
-    return jnp.asarray(rng.normal(size=(2, rows, width)), jnp.float32)
+    return jnp.asarray(rng.normal(size=(2, rows, WIDTH)), jnp.float32)
 
 
 def loss(params, batch):
@@ -363,9 +359,12 @@ def test_g_a_mesh_of_another_size_is_refused():
         jax.eval_shape(run, params)
 
 
-def ill_conditioned(tx, steps=1000):
-    """Steps to a loss of 1e-3 of a regression whose inputs differ by 100 in scale."""
-    rng = np.random.default_rng(3)
+def ill_conditioned(tx):
+    """Steps to a loss of 1e-3 of a regression whose inputs differ by 100 in scale.
+
+    1000 where they do not lead there.
+    """
+    steps, rng = 1000, np.random.default_rng(3)
     scales = np.logspace(0, -2, 8)
     turn = np.linalg.qr(rng.normal(size=(8, 8)))[0]
     x = jnp.asarray(rng.normal(size=(128, 8)) * scales @ turn, jnp.float32)
@@ -400,63 +399,17 @@ def test_f8_an_ill_conditioned_regression_takes_fewer_steps_than_tuned_sgd():
     assert kfac < 100 < best / 4
 
 
-GLOO = """
-import os, sys
-sys.path[:0] = [{root!r}, {here!r}]
-import jax
-jax.config.update("jax_num_cpu_devices", 2)
-from splitjax.parallel.mesh import join_processes
-join_processes("127.0.0.1:{port}", processes=2, number=int(sys.argv[1]))
-import numpy as np
-import test_dp_kfac as t
-run, params, state = t.on_mesh(4, {{}})
-for number in range(2):
-    batch = np.asarray(t.data(16, seed=number))
-    params, state = run(params, state, batch)
-for name, leaf in t.flat(params).items():
-    if "tap" not in name:
-        t.emit(name, leaf)
-"""
-
-
-def emit(name, leaf):
-    """One line of numbers of a process of `test_f7`."""
-    local = np.asarray(leaf.addressable_data(0), np.float64)
-    sys.stdout.write(f"{name} {' '.join(map(repr, local.ravel().tolist()))}\n")
-
-
 @pytest.mark.slow
 def test_f7_two_processes_have_the_same_numbers():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    here = pathlib.Path(__file__).parent
-    script = GLOO.format(root=str(here.parents[1]), here=str(here), port=port)
-    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    parts = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(number)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=env,
-        )
-        for number in range(2)
-    ]
-    try:
-        texts = [part.communicate(timeout=300)[0] for part in parts]
-    finally:
-        for part in parts:
-            part.kill()
-    assert [part.returncode for part in parts] == [0, 0]
+    done = job("tests.systems.dp_kfac_process", ["2"] * 2)
+    ends = [one.stderr[-2000:] for one in done]
+    assert [one.returncode for one in done] == [0, 0], "\n".join(ends)
     run, params, state = on_mesh(4, {})
     for number in range(2):
         params, state = run(params, state, data(16, seed=number))
     want = {name: a for name, a in flat(params).items() if "tap" not in name}
-    for text in texts:
-        # Gloo writes there, too.
-        lines = [line for line in text.splitlines() if line.startswith("layer_")]
-        rows = [line.split() for line in lines]
-        made = {name: np.array(values, float) for name, *values in rows}
+    for one in done:
+        made = json.loads(one.stdout.splitlines()[-1])  # Gloo writes there, too
         assert set(made) == set(want)
         for name, leaf in want.items():
             np.testing.assert_allclose(made[name], np.ravel(leaf), rtol=0, atol=1e-6)

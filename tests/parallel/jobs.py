@@ -1,0 +1,43 @@
+"""Several processes on this machine, joined into one job of JAX."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def job(module: str, arguments: list[str]) -> list[subprocess.CompletedProcess]:
+    """A process for each argument: `python -m MODULE COORDINATOR PROCESSES NUMBER IT`.
+
+    Args:
+      module: under the repository's root.
+      arguments: the last of each process.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    program = [sys.executable, "-m", module, address]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    children = [
+        subprocess.Popen(
+            [*program, str(len(arguments)), str(number), argument],
+            cwd=ROOT,
+            env=env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for number, argument in enumerate(arguments)
+    ]
+    try:
+        made = [(child, *child.communicate(timeout=300)) for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    return [
+        subprocess.CompletedProcess(child.args, child.returncode, out, err)
+        for child, out, err in made
+    ]
