@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from splitjax.kernels.dropout import check_rate, kept, key_words
-from splitjax.kernels.kernel import check
+from splitjax.kernels.kernel import by_platform, check
 from splitjax.kernels.launch import block
 from splitjax.kernels.tile import Tile
 
@@ -75,44 +75,43 @@ def embed(
     ids, places = ids.astype(jnp.int32), places.astype(jnp.int32)
     first, second = key_words(key, "embed", rate)
     arrays = (ids, places, mask, first, second)
-    sizes = (len(table), len(positions))
-    return _embed(table, positions, *arrays, sizes, float(scale), float(rate), impl)
+    return _embed(table, positions, *arrays, float(scale), float(rate), impl)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9, 10))
-def _embed(
-    table, positions, ids, places, mask, first, second, sizes, scale, rate, impl
-):
-    del sizes
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
+def _embed(table, positions, ids, places, mask, first, second, scale, rate, impl):
     arrays = (table, positions, ids, places, mask, first, second)
     twin = functools.partial(_twin, scale=scale, rate=rate)
-    on_cpu = impl == "auto" and jax.default_backend() == "cpu"
-    if impl == "xla" or on_cpu or not ids.size * table.size:
+    if not ids.size * table.size:
         return twin(*arrays)
-    gpu = functools.partial(_launch, scale=scale, rate=rate, interpret=False)
-    plain = functools.partial(_launch, scale=scale, rate=rate, interpret=True)
-    plain = twin if impl == "auto" else plain
-    return jax.lax.platform_dependent(
-        *arrays, cuda=gpu, rocm=gpu, tpu=twin, default=plain
+    launched = functools.partial(_launch, scale=scale, rate=rate)
+    return by_platform(
+        impl,
+        arrays,
+        twin=twin,
+        gpu=functools.partial(launched, interpret=False),
+        tpu=twin,
+        interpreted=functools.partial(launched, interpret=True),
     )
 
 
 def _embed_fwd(table, positions, *more):
-    like = jnp.zeros(0, table.dtype), jnp.zeros(0, positions.dtype)
+    # Of the tables the backward pass has dtypes and numbers of rows, and no values.
+    like = [jnp.zeros((len(leaf), 0), leaf.dtype) for leaf in (table, positions)]
     return _embed(table, positions, *more), (like, *more[:5])
 
 
-def _embed_bwd(sizes, scale, rate, impl, residuals, dy):
+def _embed_bwd(scale, rate, impl, residuals, dy):
     del impl  # a scatter, which is XLA's
     like, ids, places, mask, first, second = residuals
     g = kept(Tile(dy.shape), dy.astype(jnp.float32), first, second, rate)
     g = jnp.where(mask[..., None], g, 0.0)
 
-    def added(rows, size, leaf, g):
-        sums = jnp.zeros((size, dy.shape[-1]), jnp.float32).at[rows].add(g)
+    def added(rows, leaf, g):
+        sums = jnp.zeros((len(leaf), dy.shape[-1]), jnp.float32).at[rows].add(g)
         return sums.astype(leaf.dtype)
 
-    made = added(ids, sizes[0], like[0], scale * g), added(places, sizes[1], like[1], g)
+    made = added(ids, like[0], scale * g), added(places, like[1], g)
     return *made, None, None, None, None, None
 
 

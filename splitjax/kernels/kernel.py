@@ -66,15 +66,14 @@ class Kernel:
     ) -> tuple[jax.Array, ...]:
         """Results of these dtypes; the first array is of the kind "each"."""
         check(impl)
-        twin = self.program("xla", arrays, dtypes, **static)
-        on_cpu = impl == "auto" and jax.default_backend() == "cpu"
-        if impl == "xla" or on_cpu:
-            return twin(*arrays)
         on = functools.partial(self.program, arrays=arrays, dtypes=dtypes, **static)
-        plain = twin if impl == "auto" else on("mosaic", interpret=True)
-        gpu = on("triton")
-        return jax.lax.platform_dependent(
-            *arrays, cuda=gpu, rocm=gpu, tpu=on("mosaic"), default=plain
+        return by_platform(
+            impl,
+            arrays,
+            twin=on("xla"),
+            gpu=on("triton"),
+            tpu=on("mosaic"),
+            interpreted=on("mosaic", interpret=True),
         )
 
     def program(
@@ -138,6 +137,40 @@ class Kernel:
             (new.reshape(-1) if kind == "column" else new).astype(dtype)
             for new, kind, dtype in zip(made, self.makes, dtypes, strict=True)
         )
+
+
+def by_platform(
+    impl: str,
+    arrays: Sequence[jax.Array],
+    *,
+    twin: Callable[..., Any],
+    gpu: Callable[..., Any],
+    tpu: Callable[..., Any],
+    interpreted: Callable[..., Any],
+) -> Any:
+    """What `impl` chooses of four ways to make the same; see `Kernel`.
+
+    Args:
+      impl: one of `IMPLS`.
+      arrays: what all of them read.
+      twin: XLA's way: of "xla", and of "auto" on a CPU.
+      gpu: otherwise on a GPU.
+      tpu: and on a TPU.
+      interpreted: of "pallas" on a CPU.
+
+    Example:
+      >>> ways = {"twin": jnp.sin, "gpu": jnp.cos, "tpu": jnp.cos}
+      >>> x = (jnp.zeros(()),)
+      >>> [float(by_platform(i, x, **ways, interpreted=jnp.exp)) for i in IMPLS[1:]]
+      [0.0, 1.0]
+    """
+    on_cpu = impl == "auto" and jax.default_backend() == "cpu"
+    if impl == "xla" or on_cpu:
+        return twin(*arrays)
+    plain = twin if impl == "auto" else interpreted
+    return jax.lax.platform_dependent(
+        *arrays, cuda=gpu, rocm=gpu, tpu=tpu, default=plain
+    )
 
 
 def check(impl: str) -> None:

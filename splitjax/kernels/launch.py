@@ -16,7 +16,7 @@ TARGETS = ("triton", "mosaic")
 # Values of a tile: some registers for each thread, or a part of the vector memory.
 VALUES = {"triton": 2**11, "mosaic": 2**17}
 # Columns of a tile where a row may be parted, and the most of a row that may not be.
-PART = {"triton": 2**11, "mosaic": 2**11}
+PART = 2**11
 WIDEST = {"triton": 2**16, "mosaic": 2**15}
 SUBLANES = 32  # rows come in multiples of this many on a TPU, of any dtype
 
@@ -35,7 +35,7 @@ def block(
       >>> block("triton", 8, 10**6, parted=False) is None
       True
     """
-    width = min(columns, PART[target]) if parted else columns
+    width = min(columns, PART) if parted else columns
     if width > WIDEST[target]:
         return None
     if target == "triton":
@@ -95,6 +95,8 @@ def launch(
         "column": pl.BlockSpec((1, c), lambda i, j: (0, j)),
         "one": pl.BlockSpec((1, 1), lambda i, j: (0, 0)),
     }
+    # Mosaic's copies end at the array's edge by themselves.
+    hang = over if target == "triton" else (False, False)
     params: Any = mosaic.CompilerParams(dimension_semantics=("parallel", "parallel"))
     if target == "triton":
         params = triton.CompilerParams(num_warps=4 if r * c <= VALUES[target] else 8)
@@ -102,16 +104,14 @@ def launch(
     def program(*refs):
         row = jax.lax.broadcasted_iota(jnp.int32, (r, 1), 0) + pl.program_id(0) * r
         column = jax.lax.broadcasted_iota(jnp.int32, (1, c), 1) + pl.program_id(1) * c
-        inside = {"row": row < n if over[0] else None, "one": None}
-        inside["column"] = column < w if over[1] else None
+        inside = {"row": row < n if hang[0] else None, "one": None}
+        inside["column"] = column < w if hang[1] else None
         both = [m for m in (inside["row"], inside["column"]) if m is not None]
         inside["each"] = None
         for mask in both:
             mask = jnp.broadcast_to(mask, (r, c))
             known = inside["each"]
             inside["each"] = mask if known is None else known & mask
-        if target == "mosaic":  # its copies end at the array's edge by themselves
-            inside = dict.fromkeys(inside)
         own = {"erf": erf} if target == "triton" else {}
         tile = Tile((n, w), row, column, over, **own)
         blocks = [
