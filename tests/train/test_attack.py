@@ -156,7 +156,7 @@ def test_what_makes_no_sense_is_refused_before_the_run(options):
     with pytest.raises(ValueError, match="both ends of the links"):
         options(attack=("dcor",), mode="processes").validate()
     both = Local.__new__(Local)
-    with pytest.raises(ValueError, match="guesses classes.*'dev' are float32"):
+    with pytest.raises(ValueError, match="guesses a class.*'dev' are float32"):
         attack.refuse(("label",), stub(both))
     attack.refuse(("dcor",), stub(both))
     with pytest.raises(ValueError, match="edge's alone"):
