@@ -7,6 +7,7 @@ from splitjax.parallel.mesh import check_agreement as check_agreement
 from splitjax.parallel.mesh import join_processes as join_processes
 from splitjax.parallel.mesh import make_cloud_mesh as make_cloud_mesh
 from splitjax.parallel.mpmd import mpmd as mpmd
+from splitjax.parallel.piped import piped as piped
 from splitjax.parallel.plan import best as best
 from splitjax.parallel.plan import candidates as candidates
 from splitjax.parallel.rules import RULES as RULES

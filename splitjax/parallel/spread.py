@@ -2,14 +2,14 @@
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from splitjax.core.algorithm import Algorithm, Hop
 from splitjax.core.tree import Tree
-from splitjax.parallel.mesh import text_of
+from splitjax.parallel.apart import apart
 from splitjax.parallel.rules import RULES, Rule, layout, place, place_like
 
 
@@ -27,12 +27,10 @@ def spread(
 
     Args:
       algorithm: any; what it holds for an edge has its parameters under "params".
-      mesh: see `make_cloud_mesh`. Blocks of a cloud's segment are not in a stack, so
-        "pipe" has no use here and is refused; see `parallel.mpmd`.
+      mesh: see `make_cloud_mesh`. Over "pipe" each array that is held lies apart, along
+        its longest axis that the rules leave free. Its places compute the same, but for
+        blocks that the algorithm's split runs as a pipeline: see `piped`.
       rules: see `place`.
-
-    Raises:
-      ValueError: for a mesh with more than one place on "pipe".
 
     Warns:
       UserWarning: from `init`; see `place`. And for rows that "data" does not divide:
@@ -55,21 +53,21 @@ def spread(
       >>> made["params"]["bias"].tolist(), made["params"]["bias"].sharding.mesh == mesh
       ([1.0, 1.0], True)
     """
-    refuse_pipe(mesh.shape)
-    width = mesh.shape.get("data", 1)
-    apart = NamedSharding(mesh, PartitionSpec(*[a for a in ["data"] if width > 1]))
+    width, places = (mesh.shape.get(axis, 1) for axis in ("data", "pipe"))
+    rows = NamedSharding(mesh, PartitionSpec(*[a for a in ["data"] if width > 1]))
 
     def params_of(held: Tree) -> Tree:
         return held.get("params", {}) if isinstance(held, dict) else {}
 
     def laid(tree: Tree, params: Tree) -> Tree:
-        over, _ = layout(params, mesh, rules=rules)
-        places = place_like(tree, params, over, mesh)
-        return jax.tree.map(jax.lax.with_sharding_constraint, tree, places)
+        whole, lines = layout(params, mesh, rules=rules)
+        over, _ = apart(params, whole, lines, places, over="pipe")
+        over = place_like(tree, params, over, mesh)
+        return jax.tree.map(jax.lax.with_sharding_constraint, tree, over)
 
     def row(leaf):
         if leaf.ndim and len(leaf) and len(leaf) % width == 0:
-            return jax.lax.with_sharding_constraint(leaf, apart)
+            return jax.lax.with_sharding_constraint(leaf, rows)
         return leaf
 
     def init(params, state, x):
@@ -106,19 +104,3 @@ def spread(
         hops=lambda apply: tuple(map(on_mesh, algorithm.hops(apply))),
         predict=predict and (tuple(map(on_mesh, predict[0])), predict[1]),
     )
-
-
-def refuse_pipe(sizes: Mapping[str, int]) -> None:
-    """Raises a ValueError for a mesh of a cloud's half with places on "pipe".
-
-    Args:
-      sizes: by axis, as `mesh.shape` or `mesh.parse` have them.
-
-    Example:
-      >>> refuse_pipe({"data": 2, "tensor": 4})
-    """
-    if sizes.get("pipe", 1) > 1:
-        raise ValueError(
-            f"a cloud's half on {text_of(sizes)}: its blocks are not in a stack, and "
-            "'pipe' cannot divide them; give its devices to 'data' or 'tensor'"
-        )

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from splitjax.core.factor import cast_floats
 from splitjax.core.tree import Tree
+from splitjax.parallel.apart import apart, on_host
 from splitjax.parallel.rules import RULES, Placed, Rule, place, place_like
 from splitjax.parallel.scale import Scale
 
@@ -103,20 +104,20 @@ def make_trainer(
         tx = optax.flatten(tx)
     width = mesh.shape.get("data", 1)
     whole, lines = place(params, mesh, rules=rules, stacked=stacked)
-    apart, report = _apart(params, whole, lines, width)
+    parted, report = apart(params, whole, lines, width)
     if not scale.zero:
         report = lines
     elif scale.zero < 3:  # parameters are whole; a problem of the others is told
         pairs = zip(report, lines, strict=True)
         report = tuple(one._replace(spec=line.spec) for one, line in pairs)
-    master = apart if scale.zero else whole  # where an update is computed
-    summed = apart if scale.zero >= 2 else whole  # where gradients lie
+    master = parted if scale.zero else whole  # where an update is computed
+    summed = parted if scale.zero >= 2 else whole  # where gradients lie
     places = State(
-        apart if scale.zero >= 3 else whole,
+        parted if scale.zero >= 3 else whole,
         place_like(jax.eval_shape(tx.init, params), params, master, mesh),
         master if scale.precision == "mixed" else None,
     )
-    home = jax.tree.map(_on_host, places.opt) if scale.offload else places.opt
+    home = jax.tree.map(on_host, places.opt) if scale.offload else places.opt
     rows = NamedSharding(mesh, PartitionSpec(*[a for a in ["data"] if width > 1]))
 
     def gradients(params, batch):
@@ -163,30 +164,6 @@ def make_trainer(
         places._replace(opt=home),
         report,
     )
-
-
-def _apart(params: Tree, whole: Tree, lines: Sequence[Placed], width: int):
-    """Shardings that part each leaf over "data" too, and the report of it."""
-    leaves, treedef = jax.tree.flatten(params)
-    made, report = [], []
-    for leaf, sharding, line in zip(leaves, jax.tree.leaves(whole), lines, strict=True):
-        spec = [*sharding.spec, *(None,) * (leaf.ndim - len(sharding.spec))]
-        free = [
-            axis
-            for axis, size in enumerate(leaf.shape)
-            if spec[axis] is None and size and size % width == 0
-        ]
-        if width > 1 and free:
-            spec[max(free, key=lambda axis: leaf.shape[axis])] = "data"
-        elif width > 1 and leaf.ndim and not line.problem:
-            line = line._replace(problem=f"no free axis that data={width} divides")
-        made.append(NamedSharding(sharding.mesh, PartitionSpec(*spec)))
-        report.append(line._replace(spec=made[-1].spec))
-    return treedef.unflatten(made), tuple(report)
-
-
-def _on_host(sharding: NamedSharding) -> NamedSharding:
-    return sharding.with_memory_kind("pinned_host")
 
 
 def _laid(tree: Tree, shardings: Tree) -> Tree:

@@ -1,6 +1,7 @@
 """What every experiment shares whose model is cut at named places."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -208,8 +209,12 @@ class CutExperiment(SecondOrder):
         owned = split.cut.partition(params)
         return Parts(
             split=split,
-            algorithm=split_learning(
-                split, tx, micro=self.micro, exact_norm=exact, watch=watch
+            protocol=functools.partial(
+                split_learning,
+                edge_tx=tx,
+                micro=self.micro,
+                exact_norm=exact,
+                watch=watch,
             ),
             params=self.tapped(split, owned, split.cut.partition(state), x),
             state=split.cut.partition(state),

@@ -72,7 +72,7 @@ def make_driver(
     }
     key, jit = run_key(seed), not experiment.debug
     if cloud is None:
-        algorithm = experiment.cloud_algorithm(parts.algorithm)
+        algorithm = experiment.cloud_algorithm(parts)
         return Local(algorithm, key, meter=meter, jit=jit, **rows)
     if experiment.mode == "unsplit":
         raise ValueError("mode='unsplit' has no halves: leave the cloud away")

@@ -1,6 +1,8 @@
 """An experiment: a dataclass whose fields are options and whose methods build parts."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import jax
@@ -10,8 +12,10 @@ from splitjax.core.algorithm import Algorithm
 from splitjax.core.split import Split
 from splitjax.core.tree import Tree, path_name
 from splitjax.optim.clip import clip_by_global_norm
-from splitjax.parallel.mesh import make_cloud_mesh, parse
-from splitjax.parallel.spread import refuse_pipe, spread
+from splitjax.parallel.mesh import make_cloud_mesh
+from splitjax.parallel.piped import piped
+from splitjax.parallel.spread import spread
+from splitjax.train.pipe_options import check_pipe
 
 ATTACKS = ("inversion", "decoder", "label", "dcor")  # see `train.attack`
 
@@ -45,7 +49,7 @@ class Parts:
 
     Attributes:
       split: the cut model with its links and its loss.
-      algorithm: the protocol.
+      protocol: makes the algorithm of the split, or of one that runs otherwise.
       params: by segment; specs at an edge, whose weights are the cloud's.
       state: by segment, likewise.
       score: `(predicted, wanted) -> float` on the host, of all rows of a data split.
@@ -65,7 +69,7 @@ class Parts:
     """
 
     split: Split
-    algorithm: Algorithm
+    protocol: Callable[[Split], Algorithm]
     params: tuple
     state: tuple
     score: Any
@@ -80,6 +84,11 @@ class Parts:
     train: Any = None
     evals: dict[str, Any] = dataclasses.field(default_factory=dict)
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def algorithm(self) -> Algorithm:
+        """The protocol, of this split."""
+        return self.protocol(self.split)
 
 
 @dataclasses.dataclass
@@ -118,8 +127,11 @@ class Experiment:
     )
     mesh: str = option(
         "",
-        "the cloud's devices, as 'data=2,tensor=4'; empty: it computes on one (a CPU "
-        "has as many as JAX_NUM_CPU_DEVICES says)",
+        "the cloud's devices, as 'data=2,pipe=2,tensor=2'; empty: it computes on one "
+        "(a CPU has as many as JAX_NUM_CPU_DEVICES says)",
+    )
+    pipe_micro: int = option(
+        0, "micro-batches in the cloud's pipeline (pipe of its mesh); 0: it chooses"
     )
     debug: bool = option(False, "run without jit")
     privacy_delta: float = option(
@@ -137,6 +149,7 @@ class Experiment:
         "checkpoint_every",
         "attack",
         "mesh",
+        "pipe_micro",
         "debug",
         "privacy_delta",
         "profile",
@@ -193,13 +206,13 @@ class Experiment:
                 "an attack reads both ends of the links: take mode='split' (what "
                 "crosses is the same)"
             )
-        if self.mesh:
-            refuse_pipe(parse(self.mesh))
-            if self.mode == "unsplit":
-                raise ValueError(
-                    f"mesh={self.mesh!r} with mode='unsplit': a mesh is the cloud's, "
-                    "and a run without a cut computes on one device; leave it away"
-                )
+        about = {"optimizer": self.optimizer, "debug": self.debug}
+        check_pipe(self.mesh, self.pipe_micro, **about)
+        if self.mesh and self.mode == "unsplit":
+            raise ValueError(
+                f"mesh={self.mesh!r} with mode='unsplit': a mesh is the cloud's, and a "
+                "run without a cut computes on one device; leave it away"
+            )
         if not 0 < self.privacy_delta < 1:
             raise ValueError(
                 f"privacy_delta={self.privacy_delta}: a chance between 0 and 1"
@@ -209,17 +222,19 @@ class Experiment:
 
     def unsplit(self) -> Self:
         """The same without a cut, and so without a cloud and its mesh."""
-        return dataclasses.replace(self, mode="unsplit", mesh="")
+        return dataclasses.replace(self, mode="unsplit", mesh="", pipe_micro=0)
 
-    def cloud_algorithm(self, algorithm: Algorithm) -> Algorithm:
-        """An algorithm as the cloud runs it: on its mesh, where it has one.
+    def cloud_algorithm(self, parts: Parts) -> Algorithm:
+        """The algorithm as the cloud runs it: on its mesh, where it has one.
 
         Args:
-          algorithm: that of the parts. An edge runs it as is.
+          parts: whose own algorithm an edge runs as is.
         """
         if not self.mesh:
-            return algorithm
-        return spread(algorithm, make_cloud_mesh(self.mesh))
+            return parts.algorithm
+        mesh = make_cloud_mesh(self.mesh)
+        split = piped(parts.split, mesh, microbatches=self.pipe_micro)
+        return spread(parts.protocol(split), mesh)
 
     def rate(self, steps: int) -> optax.Schedule:
         """The learning rate by step, for a run of so many steps."""

@@ -77,7 +77,7 @@ def build(experiment: Experiment) -> Build:
 
     def make(seed: int, facts: dict, x: Tree, number: int) -> Made:
         parts = experiment.model_parts(seed, facts, x)
-        algorithm = experiment.cloud_algorithm(parts.algorithm)
+        algorithm = experiment.cloud_algorithm(parts)
         edge, shared, slot = algorithm.init(parts.params, parts.state, x)
         owners = parts.split.cut.owners
         return Made(

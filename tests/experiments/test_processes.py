@@ -105,15 +105,15 @@ class Both:
             self.all.append(subprocess.Popen([*command, *arguments], **kwargs))
         return self.all[-1]
 
-    def cloud(self):
+    def cloud(self, *arguments):
         if not self.keys.exists():
             make_certificates(self.keys)
-        place = (f"--certificates={self.keys}/cloud", "--workdir=cloud", SLOW)
+        place = (f"--certificates={self.keys}/cloud", "--workdir=cloud", *arguments)
         (self.folder / "cloud" / "address").unlink(missing_ok=True)
         return self.start("cloud", f"--address=localhost:{self.port}", *place)
 
-    def edge(self):
-        place = (f"--certificates={self.keys}/edge_0", "--workdir=edge", SLOW)
+    def edge(self, *arguments):
+        place = (f"--certificates={self.keys}/edge_0", "--workdir=edge", *arguments)
         return self.start("edge", f"--address=localhost:{self.port}", *place)
 
     def until(self, done, *processes):
@@ -251,19 +251,19 @@ def test_two_edges_on_one_workdir(options, tmp_path):
 def test_killed_processes_end_in_the_bits_of_an_undisturbed_run(name, both, tmp_path):
     """Checkpoints are at steps 3, 5, 6, 9 and 10; nobody is killed at one."""
     one = both(name)
-    cloud = one.cloud()
+    cloud = one.cloud(SLOW)
     one.address(cloud)
-    edge = one.edge()
+    edge = one.edge(SLOW)
     one.reach(2, edge, cloud)
     kill(cloud)
-    cloud = one.cloud()
+    cloud = one.cloud(SLOW)
     one.reach(4, edge, cloud)
     kill(edge)
-    edge = one.edge()
+    edge = one.edge(SLOW)
     one.reach(7, edge, cloud)
     kill(edge, cloud)
     assert steps_in(one.edge_folder) < 10
-    cloud, edge = one.cloud(), one.edge()
+    cloud, edge = one.cloud(SLOW), one.edge(SLOW)
     assert edge.wait(SECONDS) == 0, one.tail()
     cloud.send_signal(signal.SIGTERM)
     assert cloud.wait(SECONDS) == 0, one.tail()

@@ -96,9 +96,3 @@ def test_g_rows_that_data_does_not_divide_are_told():
     with pytest.warns(UserWarning, match="7 rows are not divided by data=2"):
         on(model, PLAIN).algorithm.init(model.params, model.state, model.x[:7])
     on(model, PLAIN).algorithm.init(model.params, model.state, model.x)
-
-
-def test_g_a_pipe_is_refused():
-    with pytest.raises(ValueError, match="'pipe' cannot divide them"):
-        on(Model(), "data=4,pipe=2")
-    on(Model(), "data=8,pipe=1")

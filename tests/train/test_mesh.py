@@ -1,5 +1,7 @@
 """A run whose cloud is on a mesh, by one option."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from splitjax.core.tree import flat
 from splitjax.data.batches import model_inputs
 from splitjax.runtime.meter import Meter
 from splitjax.storage import log
+from splitjax.train import loop
 from splitjax.train.drivers import make_driver
 from splitjax.train.experiment import Experiment
 from splitjax.train.finetune import Finetune
@@ -26,19 +29,69 @@ def test_a_mesh_learns_what_one_device_learns_without_a_cut(options, watch, tmp_
     runs = {
         "unsplit": dict(mode="unsplit"),
         "mesh": dict(after=("layer_0",), mesh="data=4,tensor=2"),
+        "pipe": dict(after=("embed",), mesh="data=2,pipe=2,tensor=2"),
     }
     made = {
         name: watch(options(**STEPS, **more), tmp_path / name)
         for name, more in runs.items()
     }
-    found, want = losses(made["mesh"]), losses(made["unsplit"])
-    assert len(found) == 20
-    np.testing.assert_allclose(found, want, atol=1e-5)
+    want = losses(made["unsplit"])
+    assert len(want) == 20
+    for name in ("mesh", "pipe"):
+        np.testing.assert_allclose(losses(made[name]), want, atol=1e-5)
+        assert made[name].summary["metric"] == made["unsplit"].summary["metric"]
+
+
+class PowerCut(Exception):
+    pass
+
+
+@pytest.mark.slow
+def test_a_pipeline_goes_on_from_a_checkpoint_of_one_device(
+    options, watch, tmp_path, monkeypatch
+):
+    """And one device from a pipeline's: both have the same arrays, by name."""
+    plain = options(**STEPS, after=("embed",), checkpoint_every=8)
+    mesh = dataclasses.replace(plain, mesh="data=2,pipe=2,tensor=2", pipe_micro=2)
+    want = losses(watch(plain, tmp_path / "whole"))
+    write = log.Log.write
+
+    def failing(self, step, **values):
+        if step == 10 and "loss" in values:
+            raise PowerCut
+        write(self, step, **values)
+
+    for name, runs in {"there": (plain, mesh), "back": (mesh, plain)}.items():
+        with monkeypatch.context() as patch, pytest.raises(PowerCut):
+            patch.setattr(loop.Log, "write", failing)
+            watch(runs[0], tmp_path / name)
+        found = losses(watch(runs[1], tmp_path / name))
+        np.testing.assert_allclose(found, want, atol=1e-5)
 
 
 def test_a_mesh_is_no_part_of_what_a_run_is():
     """So an edge need not know of it, and a checkpoint goes from mesh to mesh."""
     assert Finetune(mesh="data=8").identity(0) == Finetune().identity(0)
+
+
+def test_micro_batches_of_a_pipeline_are_no_part_either():
+    one = Finetune(mesh="pipe=8", pipe_micro=4)
+    assert one.identity(0) == Finetune().identity(0)
+    one.validate()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (dict(pipe_micro=-1), "pipe_micro=-1: 1 or more, or 0"),
+        (dict(mesh="data=8", pipe_micro=2), "pipe_micro=2 with mesh='data=8'"),
+        (dict(mesh="pipe=8", debug=True), "debug=True with mesh='pipe=8'"),
+        (dict(mesh="pipe=8", optimizer="kfac"), "'kfac' with mesh='pipe=8': its stat"),
+    ],
+)
+def test_g_options_that_do_not_go_with_a_pipeline(more, says):
+    with pytest.raises(ValueError, match=says):
+        Finetune(**more).validate()
 
 
 def test_a_mesh_takes_no_kernels_that_it_cannot_divide():
@@ -51,7 +104,7 @@ def test_a_mesh_takes_no_kernels_that_it_cannot_divide():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("data=2,pipe=4", "data=2,pipe=4: its blocks are not in a stack"),
+        ("data=8,pipe", "'pipe' is not an axis and its size"),
         ("tensr=8", "did you mean 'tensor'"),
     ],
 )

@@ -1,0 +1,76 @@
+"""Where leaves lie that every device of one more axis has a part of."""
+
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from splitjax.core.tree import Tree
+from splitjax.parallel.rules import Placed
+
+
+def apart(
+    params: Tree,
+    whole: Tree,
+    lines: Sequence[Placed],
+    width: int,
+    *,
+    over: str = "data",
+) -> tuple[Tree, tuple[Placed, ...]]:
+    """Shardings that part each leaf over one more axis, and the report of it.
+
+    A leaf lies apart along its longest axis that is free and divided by `width`, so
+    that a device has 1/width of its bytes; one without such an axis stays as it was.
+
+    Args:
+      params: arrays or specs.
+      whole: their shardings without it; see `rules.place`.
+      lines: the report of those.
+      width: places on the axis of the mesh.
+      over: its name.
+
+    Example:
+      >>> from splitjax.parallel.mesh import make_cloud_mesh
+      >>> from splitjax.parallel.rules import layout
+      >>> mesh = make_cloud_mesh("data=1", devices=jax.devices()[:1])
+      >>> params = {"wi": {"kernel": jax.numpy.ones((2, 4))}}
+      >>> made, _ = apart(params, *layout(params, mesh), width=1)
+      >>> made["wi"]["kernel"].spec
+      P(None, None)
+
+    Reference:
+      Rajbhandari et al., ZeRO: Memory optimizations toward training trillion parameter
+      models, 2019 (arXiv:1910.02054), section 5.
+    Differs:
+      the paper parts all leaves together into equal pieces; here each along an axis.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    made, report = [], []
+    for leaf, sharding, line in zip(leaves, jax.tree.leaves(whole), lines, strict=True):
+        spec = [*sharding.spec, *(None,) * (leaf.ndim - len(sharding.spec))]
+        free = [
+            axis
+            for axis, size in enumerate(leaf.shape)
+            if spec[axis] is None and size and size % width == 0
+        ]
+        if width > 1 and free:
+            spec[max(free, key=lambda axis: leaf.shape[axis])] = over
+        elif width > 1 and leaf.ndim and not line.problem:
+            line = line._replace(problem=f"no free axis that {over}={width} divides")
+        made.append(NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+        report.append(line._replace(spec=made[-1].spec))
+    return treedef.unflatten(made), tuple(report)
+
+
+def on_host(sharding: NamedSharding) -> NamedSharding:
+    """The same place in the memory of the devices' host, pinned.
+
+    A CPU keeps the two apart by name alone: there it shows that it works, not a saving.
+
+    Example:
+      >>> from splitjax.parallel.mesh import make_cloud_mesh
+      >>> mesh = make_cloud_mesh("data=1", devices=jax.devices()[:1])
+      >>> on_host(NamedSharding(mesh, PartitionSpec())).memory_kind
+      'pinned_host'
+    """
+    return sharding.with_memory_kind("pinned_host")
