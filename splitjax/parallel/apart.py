@@ -1,12 +1,17 @@
 """Where leaves lie that every device of one more axis has a part of."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from splitjax.core.tree import Tree
 from splitjax.parallel.rules import Placed
+
+# What lies apart from which stage of ZeRO on.
+STATE, GRADIENTS, PARAMETERS = 1, 2, 3
 
 
 def apart(
@@ -19,8 +24,9 @@ def apart(
 ) -> tuple[Tree, tuple[Placed, ...]]:
     """Shardings that part each leaf over one more axis, and the report of it.
 
-    A leaf lies apart along its longest axis that is free and divided by `width`, so
-    that a device has 1/width of its bytes; one without such an axis stays as it was.
+    A leaf lies apart along its longest free axis that `width` divides, so that a device
+    has 1/width of its bytes; else along one that lies over another axis of the mesh
+    already; else it stays as it was.
 
     Args:
       params: arrays or specs.
@@ -47,19 +53,30 @@ def apart(
     leaves, treedef = jax.tree.flatten(params)
     made, report = [], []
     for leaf, sharding, line in zip(leaves, jax.tree.leaves(whole), lines, strict=True):
-        spec = [*sharding.spec, *(None,) * (leaf.ndim - len(sharding.spec))]
-        free = [
-            axis
+        spec: list[Any] = [*sharding.spec, *(None,) * (leaf.ndim - len(sharding.spec))]
+        parts = [_places(sharding.mesh.shape, names) for names in spec]
+        divided = [
+            (parts[axis] == 1, size // parts[axis], axis)
             for axis, size in enumerate(leaf.shape)
-            if spec[axis] is None and size and size % width == 0
+            if size and size % (parts[axis] * width) == 0
         ]
-        if width > 1 and free:
-            spec[max(free, key=lambda axis: leaf.shape[axis])] = over
+        if width > 1 and divided:
+            axis = max(divided)[2]
+            spec[axis] = (*_names(spec[axis]), over) if spec[axis] else over
         elif width > 1 and leaf.ndim and not line.problem:
-            line = line._replace(problem=f"no free axis that {over}={width} divides")
+            line = line._replace(problem=f"no axis that {over}={width} divides")
         made.append(NamedSharding(sharding.mesh, PartitionSpec(*spec)))
         report.append(line._replace(spec=made[-1].spec))
     return treedef.unflatten(made), tuple(report)
+
+
+def _names(names: Any) -> tuple[str, ...]:
+    """The axes of a mesh that an axis of a leaf lies over, the outermost first."""
+    return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def _places(sizes: Mapping[str, int], names: Any) -> int:
+    return math.prod(sizes[name] for name in _names(names))
 
 
 def on_host(sharding: NamedSharding) -> NamedSharding:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from splitjax.core.factor import cast_floats
 from splitjax.core.tree import Tree
-from splitjax.parallel.apart import apart, on_host
+from splitjax.parallel.apart import GRADIENTS, PARAMETERS, STATE, apart, on_host
 from splitjax.parallel.rules import RULES, Placed, Rule, place, place_like
 from splitjax.parallel.scale import Scale
 
@@ -63,8 +63,8 @@ def make_trainer(
     """A training step on a mesh, by the options.
 
     Every array of a ZeRO stage lies apart over "data", beside what `rules` say for the
-    other axes: along its longest axis that is free and divided by W, so that a device
-    has 1/W of its bytes. What has no such axis stays whole and is in the report.
+    other axes, so that a device has 1/W of its bytes; see `apart`. What has no axis
+    that W divides stays whole and is in the report.
 
     Args:
       loss: `(params, batch) -> scalar`, a mean over the rows of the batch.
@@ -107,13 +107,13 @@ def make_trainer(
     parted, report = apart(params, whole, lines, width)
     if not scale.zero:
         report = lines
-    elif scale.zero < 3:  # parameters are whole; a problem of the others is told
+    elif scale.zero < PARAMETERS:  # they are whole; of the others it is told
         pairs = zip(report, lines, strict=True)
         report = tuple(one._replace(spec=line.spec) for one, line in pairs)
-    master = parted if scale.zero else whole  # where an update is computed
-    summed = parted if scale.zero >= 2 else whole  # where gradients lie
+    master = parted if scale.zero >= STATE else whole  # where an update is computed
+    summed = parted if scale.zero >= GRADIENTS else whole  # where gradients lie
     places = State(
-        parted if scale.zero >= 3 else whole,
+        parted if scale.zero >= PARAMETERS else whole,
         place_like(jax.eval_shape(tx.init, params), params, master, mesh),
         master if scale.precision == "mixed" else None,
     )

@@ -1,9 +1,11 @@
 import copy
+import math
 
 import jax
 import numpy as np
 import pytest
 
+from splitjax.core.algorithm import At
 from splitjax.core.tree import flat
 from splitjax.parallel.mesh import make_cloud_mesh
 from splitjax.parallel.spread import spread
@@ -13,10 +15,10 @@ STEPS = 20
 PLAIN, WIDE = "data=2,tensor=4", "data=4,tensor=2"
 
 
-def on(model: Model, text: str) -> Model:
+def on(model: Model, text: str, **options) -> Model:
     """The model, its cloud on a mesh."""
     made = copy.copy(model)
-    made.algorithm = spread(model.algorithm, make_cloud_mesh(text))
+    made.algorithm = spread(model.algorithm, make_cloud_mesh(text), **options)
     return made
 
 
@@ -53,25 +55,87 @@ def test_one_process_computes_the_same_on_a_mesh(alone):
     )
 
 
+ZERO = [
+    pytest.param(1, False, marks=pytest.mark.slow),
+    pytest.param(2, True),
+    pytest.param(3, False),
+]
+
+
+@pytest.mark.parametrize(("stage", "offload"), ZERO)
+def test_a_stage_of_zero_computes_the_same_from_an_eighth(alone, stage, offload):
+    """Of all but the last layer's bias, a single number."""
+    model, _, losses, _ = alone
+    made = on(model, "data=8", zero=stage, offload=offload)
+    driver = made.local()
+    run = driver.start(model.params, model.state, model.x)
+    check_apart(run.slot, stage, offload)
+    run, found = run_all(driver, run, batches(4, micro=2))
+    np.testing.assert_allclose(found, losses[:4], rtol=1e-6)
+    check_apart(run.slot, stage, offload)
+
+
+def check_apart(slot, stage: int, offload: bool) -> None:
+    for name, first in (("opt", 1), ("acc", 2), ("params", 3)):
+        for path, leaf in flat(slot[name]).items():
+            held = leaf.addressable_shards[0].data.size
+            apart = stage >= first and leaf.size > 1
+            assert held * (8 if apart else 1) == leaf.size, path
+            kind = "pinned_host" if offload and name == "opt" else "device"
+            assert leaf.sharding.memory_kind == kind
+
+
+def test_gradients_that_wait_for_the_norm_lie_apart(alone):
+    """A first hop gives them to the second, which knows the norm over both parties."""
+    model = alone[0]
+    for stage, parts in ((1, 1), (2, 8)):
+        algorithm = on(model, "data=8", zero=stage).algorithm
+        edge, shared, slot = algorithm.init(model.params, model.state, model.x)
+        [batch, *_] = batches(1, micro=2)[0]
+        at = At(model.key, *(np.int32(0),) * 3)
+        hop = algorithm.hops(True)[0]
+        up = hop.edge(edge, {}, batch, None, at)[2]
+        program = jax.jit(hop.cloud).lower(shared, (slot,), ({},), (up,), (at,))
+        [live] = program.compile().output_shardings[2]
+        shapes = flat(jax.eval_shape(lambda s: s["params"], slot))
+        for path, place in flat(live["grads"]).items():
+            shape = shapes[path].shape
+            size = math.prod(place.shard_shape(shape))
+            assert size * (parts if math.prod(shape) > 1 else 1) == math.prod(shape)
+
+
+def test_g_leaves_that_zero_cannot_part_are_told():
+    """Kernels of 9: most of the bytes."""
+    model = Model(width=9)
+    with pytest.warns(
+        UserWarning, match=r"dense_1/dense/kernel .* no axis that data=2"
+    ):
+        spread(model.algorithm, make_cloud_mesh("data=2,expert=4"), zero=1).init(
+            model.params, model.state, model.x
+        )
+
+
 @pytest.mark.slow
-def test_a_cloud_goes_from_mesh_to_mesh_behind_the_same_edge(alone, tmp_path):
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_cloud_goes_from_mesh_to_mesh_behind_the_same_edge(alone, stage, tmp_path):
     """It dies at a checkpoint, and comes back on another mesh."""
     model, _, losses, output = alone
     steps = batches(STEPS, micro=2)
-    both = Here(on(model, PLAIN), tmp_path)
+    both = Here(on(model, PLAIN, zero=stage), tmp_path)
     try:
         edge = model.edge(both.dial)
         run = edge.start(model.params, model.state, model.x)
         run, first = run_all(edge, run, steps[:8])
         edge.saving(run)
         edge.saved(run)
-        both.model = on(model, WIDE)
+        both.model = on(model, WIDE, zero=stage)
         both.crash()
         run, second = run_all(edge, run, steps[8:])
         np.testing.assert_allclose(first + second, losses, atol=1e-5)
         np.testing.assert_allclose(edge.predict(run, model.x), output, atol=1e-5)
         [place] = both.cloud._places
-        assert set(parts_of(place.slot.lane.state[1]).values()) == {(4, 8)}
+        shape = (4, 2) if stage else (4, 8)
+        assert set(parts_of(place.slot.lane.state[1]).values()) == {shape}
         edge.close()
     finally:
         both.close()
