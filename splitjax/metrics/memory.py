@@ -134,7 +134,8 @@ def hold(memory: Memory, compiled: Any) -> tuple[Held, Held]:
 
     Args:
       memory: see `predict`.
-      compiled: the step, of these arguments; what it gives back may lie in their place.
+      compiled: the step, of these arguments; what it gives back elsewhere than in their
+        place is temporary, too.
 
     Raises:
       ValueError: where the backend does not tell.
@@ -150,9 +151,10 @@ def hold(memory: Memory, compiled: Any) -> tuple[Held, Held]:
     stats = compiled.memory_analysis()
     if stats is None:
         raise ValueError("this backend does not tell the memory of a program")
+    more = stats.output_size_in_bytes - stats.alias_size_in_bytes
     return (
         Held("arguments", memory.arguments, stats.argument_size_in_bytes),
-        Held("temporary", memory.temporary, stats.temp_size_in_bytes),
+        Held("temporary", memory.temporary, stats.temp_size_in_bytes + more),
     )
 
 

@@ -23,6 +23,7 @@ from splitjax.models.config_fields import FUSED
 from splitjax.privacy import guarded, leak_loss, scrutinizer
 from splitjax.train.codec_text import codec_of
 from splitjax.train.experiment import Experiment, Parts, check, option
+from splitjax.train.scaled import Scaled
 from splitjax.train.second_order import SecondOrder
 from splitjax.train.task import SCORES, Task
 
@@ -44,7 +45,7 @@ def check_fused(fused: str, mesh: str) -> None:
 
 
 @dataclasses.dataclass
-class CutExperiment(SecondOrder):
+class CutExperiment(SecondOrder, Scaled):
     """Options of the cut and of what crosses it; methods that make parts of them."""
 
     data_dir: str = option("", "a folder of the task's files, where not the default")
@@ -77,7 +78,7 @@ class CutExperiment(SecondOrder):
         *("after", "label_side", "frozen_edge", "forward", "backward"),
         *("leak", "edge_dropout", "scrutinize"),
     )
-    WATCHING: ClassVar[tuple[str, ...]] = (*Experiment.WATCHING, "map_rows")
+    WATCHING: ClassVar[tuple[str, ...]] = (*Scaled.WATCHING, "map_rows")
     SCORES: ClassVar[dict[str, Callable]] = SCORES  # by what a run may be scored
 
     def validate(self) -> None:
@@ -151,7 +152,7 @@ class CutExperiment(SecondOrder):
             places = self.places()
             if len(places) % 2 and self.label_side == "edge":
                 places += (stages[-1].name,)
-        made = cut(stages, after=places)
+        made = cut(self.recomputed(stages), after=places)
         if self.leak and places:
             made = guarded(made, leak_loss(self.leak), behind=stages[0].name)
         if places and not self.edge_dropout:
@@ -203,10 +204,11 @@ class CutExperiment(SecondOrder):
         steps, apart = steps_per_epoch * self.epochs, len(split) > 1
         steps = min(steps, self.steps) if self.steps else steps
         tx = self.constrained(self.tx(steps), params, steps, steps_per_epoch)
+        tx = self.widened(tx)
         exact = self.exact_norm and bool(self.clip)
         watch = scrutinizer() if self.scrutinize and apart else None
         rows, size = jax.tree.leaves(x)[0].shape[0], -(-self.batch_size // self.micro)
-        owned = split.cut.partition(params)
+        owned = split.cut.partition(self.narrowed(params))
         return Parts(
             split=split,
             protocol=functools.partial(

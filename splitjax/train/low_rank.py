@@ -48,6 +48,11 @@ class LowRank(CutExperiment):
             raise ValueError(
                 f"low_rank={self.low_rank}: a share of the rank, 0 or more, below 1"
             )
+        if self.low_rank and self.precision != "float32":
+            raise ValueError(
+                f"low_rank={self.low_rank} beside precision={self.precision!r}: a "
+                "matrix that is rounded has its full rank again; take 'float32'"
+            )
         if min(self.low_rank_every, self.low_rank_measured) < 0:
             raise ValueError(
                 f"low_rank_every={self.low_rank_every} and "

@@ -148,7 +148,7 @@ def test_watching_a_run_does_not_make_it_another():
     names = {field.name for field in dataclasses.fields(Finetune)}
     assert set(Finetune.WATCHING) <= names
     second = {name for name in names if name.startswith("kfac_")}  # of "kfac" alone
-    free = {*Finetune.WATCHING, "unsplit_rate", *second}
+    free = {*Finetune.WATCHING, "unsplit_rate", "precision", *second}
     assert set(Finetune(optimizer="kfac").identity(0)) == set(one) | second
     assert set(one) == names - free | {"experiment", "seed"}
     assert Finetune(rank=9).identity(0) != one

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from splitjax import data
+from splitjax.core.tree import flat
 from splitjax.data.batches import model_inputs
 from splitjax.data.synthetic import toy
 from splitjax.factors.mpo import MpoExperts
@@ -132,3 +133,32 @@ def test_a_regression_is_no_part_of_a_mixture(options, monkeypatch):
     monkeypatch.setattr(data, "load", lambda *args, **kwargs: table)
     with pytest.raises(data.DataError, match="no regression"):
         options(task="stsb+rte").parts(0)
+
+
+@pytest.mark.slow
+def test_experts_lie_apart_and_learn_as_on_one_device(options, tmp_path):
+    """Over an axis of their own, beside ZeRO on the data axis: a config each."""
+    given = dict(ffn="moe", steps=2, warmup=0.0, learning_rate=1e-3)
+    alone = options(**given, mode="unsplit")
+    spread = options(
+        **given, mode="split", after=("embed",), mesh="data=2,expert=4", zero=3
+    )
+    found = []
+    for name, experiment in (("alone", alone), ("spread", spread)):
+        run = loop.open_run(experiment, 0, tmp_path / name)
+        state, losses = run.state, []
+        for [batch] in list(run.parts.train.epoch(0))[:2]:
+            total = int(batch["n_valid"])
+            state, metrics = run.driver.step(state, [loop.tick_batch(batch, total)])
+            losses.append(float(metrics["loss"]))
+        found.append(losses)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+    kernels = {
+        name: leaf
+        for name, leaf in flat(state.slot).items()
+        if name.endswith("layer_1/ffn/wi/kernel")
+    }
+    assert len(kernels) >= 3  # and Adam's two moments
+    for leaf in kernels.values():
+        one, inputs, outputs = leaf.addressable_shards[0].data.shape
+        assert leaf.shape == (4, 16, 32) and (one, inputs * outputs) == (1, 256)
