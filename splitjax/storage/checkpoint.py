@@ -7,6 +7,8 @@ import threading
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from splitjax.core.tree import Tree
 
@@ -83,14 +85,18 @@ class Checkpoints:
             shutil.rmtree(self.folder / "checkpoints" / str(old))
 
     def restore(self, like: Tree, step: int | None = None) -> tuple[Tree, dict]:
-        """Loads a tree of the structure, shapes and dtypes of `like`, and the facts."""
+        """Loads a tree of the structure, shapes and dtypes of `like`, and the facts.
+
+        An array lies where that of `like` does, and is as free as it to go elsewhere.
+        """
         step = self.latest() if step is None else step
         if step is None:
             raise CheckpointError(f"no checkpoint in {self.folder}")
         folder = self.folder / "checkpoints" / str(step)
         leaves, treedef = jax.tree.flatten(like)
         loaded: Any = _load(str(folder / "tree"), _abstract(leaves))
-        tree = treedef.unflatten([loaded[str(i)] for i in range(len(leaves))])
+        pairs = enumerate(leaves)
+        tree = treedef.unflatten([_as_free(loaded[str(i)], leaf) for i, leaf in pairs])
         return tree, self.facts(step)
 
     def facts(self, step: int) -> dict:
@@ -109,6 +115,19 @@ def _load(path: str, like: Any) -> Any:
 def _plain(tree: Tree) -> Any:
     # By number: codec messages and optax states have nodes that Orbax does not know.
     return {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def _as_free(found: jax.Array, like: Any) -> jax.Array:
+    """An array of one device, which JAX takes to others where `like` may go there.
+
+    Orbax ties what it loads to its device: the edge's half of a run would then not be
+    added to that of a cloud on a mesh.
+    """
+    if getattr(like, "committed", True) or not isinstance(found, jax.Array):
+        return found
+    if jax.dtypes.issubdtype(found.dtype, jax.dtypes.prng_key):
+        return found
+    return jnp.array(np.asarray(found))
 
 
 def _abstract(leaves: list) -> Any:

@@ -106,6 +106,19 @@ def test_a_tree_comes_back_on_another_mesh(store, key):
         jax.tree.map(np.testing.assert_array_equal, made, kept)
 
 
+def test_an_array_that_is_free_to_move_is_so_again(store):
+    """So what an edge computes on one device is added to what a mesh computes."""
+    mesh = make_cloud_mesh("data=8")
+    spread = jax.device_put(jnp.ones(8), NamedSharding(mesh, P("data")))
+    tied = jax.device_put(jnp.ones(8), jax.devices()[1])
+    given = {"free": jnp.arange(8.0), "spread": spread, "tied": tied}
+    store.save(1, given, {})
+    made, _ = store.restore(given)
+    np.testing.assert_array_equal(made["free"] + made["spread"], np.arange(1.0, 9.0))
+    assert made["spread"].sharding == spread.sharding
+    assert made["tied"].committed and made["tied"].devices() == tied.devices()
+
+
 def test_a_restored_optimizer_goes_on_as_the_first(store, key):
     given = tree(key)
     store.save(1, given, {})

@@ -97,6 +97,16 @@ def test_kernels_of_16_bits_learn_as_those_of_32(
     assert sent[0] - sent[1] == 2 * halved
 
 
+@pytest.mark.slow
+def test_statistics_of_kfac_come_from_what_is_computed_again(watch, tmp_path):
+    given = dict(optimizer="kfac", kfac_layers=".*/conv/kernel|head/classifier/kernel")
+    first, again = (
+        losses(watch(options(**given, recompute=text), tmp_path / text))
+        for text in ("none", "full")
+    )
+    np.testing.assert_allclose(again, first, rtol=1e-5)
+
+
 class PowerCut(Exception):
     pass
 
