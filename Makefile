@@ -15,7 +15,7 @@ ifdef SMALL
 DEMO += --config.steps=20
 endif
 
-.PHONY: help install data demo test slow doctest lint format clean
+.PHONY: help install data demo test exact slow doctest lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -36,6 +36,11 @@ demo: $(STAMP)  ## MiniLM cut into two processes, and un-split (SMALL=1: 20 step
 
 test: $(STAMP)  ## the fast tests
 	$(PYTEST) -m 'not slow' $(TESTS)
+
+# `make test` compiles quickly (tests/conftest.py); these hold as users compile, too.
+EXACT = laws/test_algorithm.py laws/test_cut.py runtime/test_edge.py train/test_resume.py
+exact: $(STAMP)  ## the tests of equality, compiled with every optimization
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m 'not slow' $(addprefix tests/,$(EXACT))
 
 slow: $(STAMP)  ## the slow tests
 	$(PYTEST) -m slow $(TESTS)

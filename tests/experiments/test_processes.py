@@ -223,7 +223,9 @@ def group_is_gone(process):
     return False
 
 
-@pytest.mark.parametrize("kind", ["an encoder", "a decoder"])
+@pytest.mark.parametrize(
+    "kind", ["an encoder", pytest.param("a decoder", marks=pytest.mark.slow)]
+)
 def test_finetune_in_two_processes_is_the_run_of_one(kind, both, decoder, tmp_path):
     """All is equal, also the bytes of each step; only `seconds` is not compared."""
     more = dict(kind=NextToken, given=decoder) if kind == "a decoder" else {}

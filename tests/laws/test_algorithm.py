@@ -114,7 +114,10 @@ def test_per_party_norms_differ_from_the_exact_one():
     assert any((a != b).any() for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize(("shape", "clip"), [("plain", 0.5), ("u with a head", None)])
+@pytest.mark.parametrize(
+    ("shape", "clip"),
+    [("plain", 0.5), pytest.param("u with a head", None, marks=pytest.mark.slow)],
+)
 def test_micro_batches_in_flight_equal_one_by_one_to_the_bit(shape, clip):
     made = batches(6)
     groups = [made[:3], made[3:]]

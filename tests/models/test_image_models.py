@@ -79,7 +79,13 @@ def test_split_equals_unsplit_on_a_short_batch_with_norm_state(places, whole, ke
     assert not np.array_equal(old["mean"], new["mean"])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "bottleneck" else [])
+        for name in MODELS
+    ],
+)
 def test_padding_does_not_matter(name):
     # The short batch by itself draws other chances: here there are none.
     stages = [pixels([120.0] * 3, [60.0] * 3), *MODELS[name][1:]]

@@ -199,6 +199,7 @@ def test_f2_where_all_have_the_same_examples_it_is_k_fac(check_vma):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_f3_the_gap_to_k_fac_of_the_whole_batch_falls_with_the_local_one():
     gaps = []
     for local in (8, 64, 512):

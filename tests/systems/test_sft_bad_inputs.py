@@ -114,13 +114,17 @@ def test_a_layer_outside_of_the_model(layer):
         bert(CONFIG, squeeze={layer: Squeeze(4)})
 
 
-@pytest.mark.parametrize("lengths", [[5, 0, 3], [0, 0, 0]], ids=str)
+@pytest.mark.parametrize(
+    "lengths", [[5, 0, 3], pytest.param([0, 0, 0], marks=pytest.mark.slow)], ids=str
+)
 def test_rows_of_padding_alone_stay_finite(lengths):
     value, grads = gradient(lengths, 5)
     assert np.isfinite(value) and finite(grads)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)]
+)
 def test_low_precision_trains(dtype):
     value, grads = gradient([5, 2], 5, dtype=dtype)
     assert np.isfinite(value) and finite(grads)

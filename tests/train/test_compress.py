@@ -141,6 +141,7 @@ def test_a_score_is_that_of_the_factored_model(experiment, run, made):
     assert compressing.score(run, new)["dev"] == made[0][1]["value"]
 
 
+@pytest.mark.slow
 def test_what_was_compressed_trains_on(made, experiment, tmp_path):
     """From a run that is there already."""
     given = dict(tune="factors", factors=("svd",), trained=str(made[1] / "dense"))

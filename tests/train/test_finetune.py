@@ -21,7 +21,12 @@ RUNS = {
     "narrow skip": dict(skip=2, frozen_edge=True),
     "debug": dict(debug=True, steps=1),
 }
-SPLIT = [name for name in RUNS if name != "unsplit"]
+LONG = ("pca", "whole skip")
+NAMES = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in LONG else [])
+    for name in RUNS
+]
+SPLIT = NAMES[1:]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +48,7 @@ def same(a, b) -> list[bool]:
     return [np.array_equal(x, y) for x, y in pairs]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_run_learns_and_is_summed_up(name, ran):
     seen = ran(name)
     lines = [line for line in log.read(seen.folder) if "loss" in line]

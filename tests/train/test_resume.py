@@ -21,7 +21,10 @@ class PowerCut(Exception):
     pass
 
 
-@pytest.fixture(scope="module", params=["encoder", "decoder"])
+KINDS = ["encoder", pytest.param("decoder", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def experiment(request, options, language, tiny_model, tmp_path_factory):
     """A function to the experiment; its model has dropout."""
     if request.param == "decoder":

@@ -37,7 +37,13 @@ def test_it_ends_in_the_bits_of_the_run_that_sends_again(
     assert len(ups(again)) == 3 * len(ups(once))
 
 
-@pytest.mark.parametrize("at", [2, 5], ids=["first epoch", "second epoch"])
+@pytest.mark.parametrize(
+    "at",
+    [
+        pytest.param(2, id="first epoch"),
+        pytest.param(5, id="second epoch", marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_run_sends_and_counts_the_same(
     at, once, options, watch, tmp_path, monkeypatch
 ):
