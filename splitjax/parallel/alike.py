@@ -5,12 +5,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from splitjax.core.stage import Stage, output_spec, ties
 from splitjax.core.tap import TAP
-from splitjax.core.tree import Tree, flat, spec_of
+from splitjax.core.tree import Tree, combine, flat, spec_of, split_floats
 
 
 class Row(NamedTuple):
@@ -43,11 +44,11 @@ def blocks_in_a_row(
 ) -> Row:
     """The most stages of a model that are equal blocks, as many in each place.
 
-    Two stages are equal when they are one program (constants included) on parameters of
-    one structure and shape. A block is one or more stages, whose output has the spec of
-    its input. A stage counts when each row of its output depends on that row of its
-    input alone, as far as this can be seen: it has no state, reports no `aux`, taps no
-    gradient, and reads no other one's parameters.
+    Two stages are equal when they are one program (constants and gradient included) on
+    parameters of one structure and shape. A block is one or more stages, whose output
+    has the spec of its input. A stage counts when each row of its output depends on
+    that row of its input alone, as far as this can be seen: it has no state, reports no
+    `aux`, taps no gradient, and reads no other one's parameters.
 
     Args:
       stages: of the model, in order.
@@ -135,12 +136,22 @@ def _program(
     """What equal stages have alike, the output's spec, and why it is in no block."""
 
     def run(params, x, key):
-        own = key if train else None
-        y, _, aux = stage.apply(params, state, x, key=own, train=train)
-        return y, aux
+        floats, rest = split_floats((params, x))
+
+        def forward(floats):
+            params, x = combine(floats, rest)
+            own = key if train else None
+            y, _, aux = stage.apply(params, state, x, key=own, train=train)
+            return split_floats(y)[0], (y, aux)
+
+        if not train:
+            return forward(floats)[1]
+        # A rule of its own may hold other numbers on the way back alone.
+        out, pull, made = jax.vjp(forward, floats, has_aux=True)
+        return *made, pull(jax.tree.map(jnp.ones_like, out))
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    closed, (y, aux) = jax.make_jaxpr(run, return_shape=True)(params, x, key)
+    closed, (y, aux, *_) = jax.make_jaxpr(run, return_shape=True)(params, x, key)
     y = spec_of(y)
     if jax.tree.leaves(aux):
         return object(), y, f"reports {sorted(flat(aux))} of a whole batch"

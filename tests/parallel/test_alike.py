@@ -64,6 +64,28 @@ def test_a_constant_makes_another_block():
         found([scaled("a", one), scaled("b", two)], x)
 
 
+def steered(name, by):
+    """The identity, whose gradient is `by` times what it should be."""
+
+    @jax.custom_vjp
+    def identity(x):
+        return x
+
+    identity.defvjp(lambda x: (x, None), lambda _, g: (by * g,))
+
+    def apply(params, state, x, *, key, train):
+        return identity(x), state, {}
+
+    return Stage(name, lambda key, spec: ({}, {}), apply)
+
+
+def test_another_way_back_makes_another_block():
+    x = jax.ShapeDtypeStruct((4, 3), jnp.float32)
+    assert found([steered("a", 2.0), steered("b", 2.0)], x) == Row(0, 1, 2)
+    with pytest.raises(ValueError, match="no 2 equal blocks in a row"):
+        found([steered("a", 1.0), steered("b", 2.0)], x)
+
+
 @pytest.mark.parametrize("what", ["a loss of its own", "taps"])
 def test_g_blocks_that_see_more_than_a_row_are_told(what):
     stages = bert(CONFIG)
