@@ -94,9 +94,8 @@ def _piped(segment: Whole, mesh: Mesh, wanted: int, rules: Sequence[Rule]) -> Wh
                 *stages[row.end :],
             ]
         )
-        y, new, aux = made.apply(
-            {**params, PIPE: {}}, {**state, PIPE: {}}, x, key=key, train=train
-        )
+        own = {pipe.name: {}}
+        y, new, aux = made.apply(params | own, state | own, x, key=key, train=train)
         return y, {name: new[name] for name in state}, aux
 
     return Whole(segment.name, segment.init, apply, tags=segment.tags, stages=stages)
@@ -139,7 +138,9 @@ def _pipe(
         return y, own, {}
 
     names = tuple(stage.name for stage in stages)
-    return Stage(PIPE, lambda key, spec: ({}, {}), apply, reads=names)
+    # It folds the key: two of the cloud's segments must not draw the same dropout.
+    name = f"{PIPE}/{names[0]}"
+    return Stage(name, lambda key, spec: ({}, {}), apply, reads=names)
 
 
 def _divides(rows: int, most: int, mesh: Mesh) -> int:

@@ -148,3 +148,30 @@ def test_g_what_enters_a_pipeline_has_a_row_for_each_example():
             lambda x: split.cut.segments[1].apply(none, none, x, key=None, train=True),
             x,
         )
+
+
+def test_two_of_the_clouds_segments_draw_other_numbers():
+    """Each is a pipeline of two blocks that add noise and do nothing else."""
+
+    def noisy(name):
+        def apply(params, state, x, *, key, train):
+            return x + jax.random.normal(key, x.shape), state, {}
+
+        return Stage(name, lambda key, spec: ({}, {}), apply)
+
+    made = cut([noisy(name) for name in "abcdef"], after=("a", "c", "d"))
+    split = piped(
+        Split(made, (IDENTITY,) * 3, loss), make_cloud_mesh(MESH), microbatches=1
+    )
+
+    @jax.jit
+    def run(x):
+        made = []
+        for names, segment in (("bc", 1), ("ef", 3)):
+            own = dict.fromkeys(names, {})
+            apply = split.cut.segments[segment].apply
+            made.append(apply(own, own, x, key=jax.random.key(0), train=True)[0])
+        return made
+
+    one, other = run(jnp.zeros((4, 3)))
+    assert jnp.abs(one - other).min() > 0
