@@ -111,7 +111,7 @@ def head(config: DecoderConfig) -> Stage:
 
     def apply(params, state, x, *, key, train, tied):
         del params, key, train
-        table = materialize(tied["embed"]["word"]["embedding"])
+        table = materialize(tied["embed"]["word"]["embedding"]).astype(jnp.float32)
         h = x["h"].astype(jnp.float32)
         return jnp.einsum("btd,vd->btv", h, table), state, {}
 

@@ -118,7 +118,7 @@ def head(config: T5Config) -> Stage:
 
     def apply(params, state, x, *, key, train, tied):
         del params, key, train
-        table = materialize(tied[owner]["word"]["embedding"])
+        table = materialize(tied[owner]["word"]["embedding"]).astype(jnp.float32)
         h = x["h"].astype(jnp.float32) * scale
         return jnp.einsum("btd,vd->btv", h, table), state, {}
 

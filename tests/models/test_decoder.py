@@ -13,7 +13,7 @@ from splitjax.core.factor import factorize
 from splitjax.core.stage import join
 from splitjax.core.tree import spec_of, where
 from splitjax.factors.low_rank import LowRank
-from splitjax.models.decoder import decoder
+from splitjax.models.decoder import decoder, head
 from splitjax.models.decoder_config import DecoderConfig, from_json, to_json
 from splitjax.models.export import save
 from splitjax.models.folder import read_fields, read_tensors
@@ -249,3 +249,10 @@ def test_bad_input_is_refused(model):
         run(stages, params, {**x, "types": x["ids"]})
     nan = run(stages, params, {**x, "ids": x["ids"].at[0, 0].set(40)})
     assert jnp.isnan(nan[0]).any() and jnp.isfinite(nan[1]).all()
+
+
+def test_a_tied_head_reads_a_table_of_16_bits():
+    x = {"h": jnp.ones((1, 3, 8)), "mask": jnp.ones((1, 3), bool)}
+    table = {"embed": {"word": {"embedding": jnp.ones((9, 8), jnp.bfloat16)}}}
+    made = head(DecoderConfig()).apply({}, {}, x, key=None, train=False, tied=table)[0]
+    assert made.dtype == jnp.float32 and made.shape == (1, 3, 9)

@@ -17,7 +17,7 @@ from splitjax.models.export import save
 from splitjax.models.folder import read_fields, read_tensors
 from splitjax.models.pretrained import load, start
 from splitjax.models.relative_bias import buckets
-from splitjax.models.t5 import decoder_embed, t5
+from splitjax.models.t5 import decoder_embed, head, t5
 from splitjax.models.t5_config import T5Config, from_json, to_json
 
 FORMS = ("t5", "t5_gated")
@@ -171,3 +171,12 @@ def test_bad_input_is_refused(model):
     with pytest.raises(ValueError, match="3 texts .* 2 for the decoder"):
         fewer = {n: x[n][:2] for n in ("decoder_ids", "decoder_mask")}
         run(stages, params, {**x, **fewer})
+
+
+def test_a_tied_head_reads_a_table_of_16_bits():
+    config = T5Config(vocab=9, width=8)
+    table = {"word": {"embedding": jnp.ones((9, 8), jnp.bfloat16)}}
+    stage, x = head(config), {"h": jnp.ones((1, 3, 8))}
+    tied = dict.fromkeys(stage.reads, table)
+    made = stage.apply({}, {}, x, key=None, train=False, tied=tied)[0]
+    assert made.dtype == jnp.float32 and made.shape == (1, 3, 9)
