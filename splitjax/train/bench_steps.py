@@ -73,7 +73,9 @@ def stepper(
     parts = experiment.parts(0, weights=cloud is None)
     ticks = ticks_of(experiment, parts)
     if cloud is None:
-        driver: Any = Local(parts.algorithm, jax.random.key(0), frames=frames)
+        driver: Any = Local(
+            experiment.cloud_algorithm(parts), jax.random.key(0), frames=frames
+        )
     else:
         driver = make_driver(experiment, 0, parts, meter or Meter(), cloud)
     state = driver.start(parts.params, parts.state, ticks[0]["x"])
@@ -91,7 +93,8 @@ def one_program(experiment: Experiment) -> Step:
     parts = experiment.parts(0)
     split, first = parts.split, parts.split.frozen
     [tick] = ticks_of(experiment, parts)
-    tx = experiment.tx(parts.train.steps_per_epoch())
+    given: Any = experiment
+    tx = given.widened(experiment.tx(parts.train.steps_per_epoch()))
     links = split.init_links(parts.params, parts.state, tick["x"])
 
     @functools.partial(jax.jit, donate_argnums=(0, 1, 2))

@@ -39,7 +39,9 @@ def subject(options: Planning) -> Subject:
     if options.model.endswith(".py"):
         experiment = flags.load(options.model)
         check_fused(getattr(experiment, "fused", ""), options.mesh or "any")
-        parts = dataclasses.replace(experiment, mode="unsplit").parts(0)
+        # What is computed again is the plan's to say, by stage.
+        whole = dataclasses.replace(experiment, mode="unsplit", recompute="none")
+        parts = whole.parts(0)
         [first, *_] = next(iter(parts.train.epoch(0, micro=experiment.micro)))
         made = tick_batch(first, first["n_valid"])
         model = parts.split.cut.model.stages

@@ -1,10 +1,13 @@
 import dataclasses
+import functools
 import json
 
+import jax
 import numpy as np
 import pytest
 from matplotlib import image
 
+from splitjax.core.stage import join
 from splitjax.train import plan_report
 from splitjax.train.plan import plan_and_measure
 from splitjax.train.plan_measure import measured, pipeline
@@ -112,13 +115,17 @@ def test_an_experiments_model_is_planned(tiny_model, tiny_task, tmp_path):
     (tmp_path / "mine.py").write_text(
         "from splitjax.train.finetune import Finetune\n\n\ndef get_config():\n"
         f"    return Finetune(task={str(tiny_task)!r}, model={str(tiny_model)!r}, "
-        "batch_size=8, micro=2, max_length=8)\n"
+        "batch_size=8, micro=2, max_length=8, recompute='full')\n"
     )
     how = dict(measure=False, mesh="data=2,pipe=2", devices=4)
     plan = plan_and_measure(options(tmp_path / "mine.py", **how)).plan
     assert plan.stages[0].first == "embed" and plan.stages[-1].last == "head"
     about = subject(options(tmp_path / "mine.py"))
     assert about.x["ids"].shape[0] == 4
+    given = about.params, about.state, about.x
+    run = functools.partial(join(about.stages).apply, key=None, train=False)
+    # The plan says what is computed again; twice would be counted as once.
+    assert "prevent_cse" not in str(jax.make_jaxpr(run)(*given))
 
 
 def test_an_experiment_whose_kernels_no_mesh_divides_is_refused(tmp_path):
