@@ -1,4 +1,4 @@
-"""Where leaves lie that every device of one more axis has a part of."""
+"""Shardings that part leaves over one more axis of a mesh, as ZeRO does."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -141,7 +141,8 @@ class Experiment:
 
     OPTIMIZERS: ClassVar[tuple[str, ...]] = ("adamw", "sgd")
 
-    # Options that choose where a run is and how it is watched, not what it computes.
+    # Options that choose where a run is and how it is watched, not what it computes
+    # (though a pipeline's dropout draws other numbers, by the same chance).
     WATCHING: ClassVar[tuple[str, ...]] = (
         "compare",
         "seeds",

@@ -85,8 +85,8 @@ def row(experiment: CutExperiment, seed: int = 0) -> Row:
     experiment.validate()
     if experiment.mesh and parse(experiment.mesh).get("pipe", 1) > 1:
         raise ValueError(
-            f"a report on mesh={experiment.mesh!r}: what a pipeline keeps plans "
-            "experiments.plan; take a mesh without 'pipe'"
+            f"a report on mesh={experiment.mesh!r}: it counts no pipeline, which "
+            "experiments.plan does; take a mesh without 'pipe'"
         )
     parts = experiment.parts(seed)
     if len(parts.split) != 2:
