@@ -126,7 +126,8 @@ def _as_free(found: jax.Array, like: Any) -> jax.Array:
     if getattr(like, "committed", True) or not isinstance(found, jax.Array):
         return found
     if jax.dtypes.issubdtype(found.dtype, jax.dtypes.prng_key):
-        return found
+        data = jnp.array(np.asarray(jax.random.key_data(found)))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(found))
     return jnp.array(np.asarray(found))
 
 

@@ -112,8 +112,10 @@ def test_an_array_that_is_free_to_move_is_so_again(store):
     spread = jax.device_put(jnp.ones(8), NamedSharding(mesh, P("data")))
     tied = jax.device_put(jnp.ones(8), jax.devices()[1])
     given = {"free": jnp.arange(8.0), "spread": spread, "tied": tied}
+    given["key"] = jax.random.key(3)
     store.save(1, given, {})
     made, _ = store.restore(given)
+    assert made["key"] == given["key"] and not made["key"].committed
     np.testing.assert_array_equal(made["free"] + made["spread"], np.arange(1.0, 9.0))
     assert made["spread"].sharding == spread.sharding
     assert made["tied"].committed and made["tied"].devices() == tied.devices()
