@@ -41,7 +41,8 @@ def piped(
       mesh: see `make_cloud_mesh`; with one place on "pipe" nothing is changed.
       microbatches: in training; times "data" it divides the rows of a batch. 0: the
         most that do, up to four for each place. Where nothing is learned, the most that
-        divide the rows are taken, up to this number.
+        divide the rows are taken, up to this number; and no pipeline where "data"
+        does not divide them.
       rules: where the leaves of a block lie; see `rules.place`.
 
     Returns:
@@ -123,8 +124,8 @@ def _pipe(
                 f"{block.stages[0].name!r}, has leaves of {sorted(rows)} rows: cut "
                 "elsewhere, or give the devices to 'data' or 'tensor'"
             )
-        most = wanted or FULL * mesh.shape[PIPE]
-        count = wanted if train and wanted else _divides(rows.pop(), most, mesh)
+        rows, most = rows.pop(), wanted or FULL * mesh.shape[PIPE]
+        count = wanted if train and wanted else _divides(rows, most, mesh)
         stacked = {
             stage.name: jax.tree.map(
                 lambda *a: jnp.stack(a), *(tied[s.name] for s in stages[at::period])
@@ -133,7 +134,10 @@ def _pipe(
         }
         over, _ = layout(stacked, mesh, rules=rules, stacked=".*")
         stacked = jax.tree.map(jax.lax.with_sharding_constraint, stacked, over)
-        run = pipelined(stack, mesh, microbatches=count)
+        # Scores may be of other batches than steps: where "data" divides one not, each
+        # place computes all of it.
+        whole = not train and rows % mesh.shape.get("data", 1)
+        run = stack if whole else pipelined(stack, mesh, microbatches=count)
         y, _, _ = run.apply(stacked, empty, x, key=key, train=train)
         return y, own, {}
 

@@ -94,7 +94,7 @@ def one_program(experiment: Experiment) -> Step:
     split, first = parts.split, parts.split.frozen
     [tick] = ticks_of(experiment, parts)
     given: Any = experiment
-    tx = given.widened(experiment.tx(parts.train.steps_per_epoch()))
+    tx = given.widened(experiment.tx(parts.train.steps_per_epoch()), 0)
     links = split.init_links(parts.params, parts.state, tick["x"])
 
     @functools.partial(jax.jit, donate_argnums=(0, 1, 2))

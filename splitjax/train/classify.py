@@ -105,6 +105,7 @@ class Classify(LowRank):
             params,
             state,
             x,
+            seed=seed,
             about=about,
             steps_per_epoch=facts["steps_per_epoch"],
             width=crossing_width(split.cut, params, state, spec_of(x)),

@@ -186,6 +186,7 @@ class CutExperiment(SecondOrder, Scaled):
         state: Tree,
         x: Tree,
         *,
+        seed: int,
         about: Task,
         steps_per_epoch: int,
         width: int,
@@ -197,14 +198,15 @@ class CutExperiment(SecondOrder, Scaled):
           params: of the whole model, by stage name.
           state: likewise.
           x: an input (arrays or specs).
+          seed: of what the optimizer draws.
           about: the task.
           steps_per_epoch: optimizer steps.
           width: see `Parts.baseline_width`.
         """
         steps, apart = steps_per_epoch * self.epochs, len(split) > 1
         steps = min(steps, self.steps) if self.steps else steps
-        tx = self.constrained(self.tx(steps), params, steps, steps_per_epoch)
-        tx = self.widened(tx)
+        tx = self.constrained(self.tx(steps, seed), params, steps, steps_per_epoch)
+        tx = self.widened(tx, seed)
         exact = self.exact_norm and bool(self.clip)
         watch = scrutinizer() if self.scrutinize and apart else None
         rows, size = jax.tree.leaves(x)[0].shape[0], -(-self.batch_size // self.micro)

@@ -258,8 +258,9 @@ class Experiment:
         momentum = optax.sgd(rate, momentum=0.9)
         return optax.chain(optax.add_decayed_weights(**decay), momentum)
 
-    def tx(self, steps: int) -> optax.GradientTransformation:
-        """The optimizer of one party, for a run of so many steps."""
+    def tx(self, steps: int, seed: int = 0) -> optax.GradientTransformation:
+        """The optimizer of one party, for so many steps; this one draws nothing."""
+        del seed
         rule = self.rule(steps)
         return optax.chain(clip_by_global_norm(self.clip), rule) if self.clip else rule
 

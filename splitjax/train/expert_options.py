@@ -49,12 +49,12 @@ class ExpertOptions(CutExperiment):
         if self.max_bond < 0:
             raise ValueError(f"max_bond={self.max_bond}: 1 or more; 0: full bonds")
 
-    def tx(self, steps: int) -> optax.GradientTransformation:
+    def tx(self, steps: int, seed: int = 0) -> optax.GradientTransformation:
         """The optimizer; with shared cores, their updates are left out by chance."""
-        whole = super().tx(steps)
+        whole = super().tx(steps, seed)
         if self.ffn != "mpoe" or not self.mask:
             return whole
-        key = fold(jax.random.key(0), "mask")
+        key = fold(jax.random.key(seed), "mask")
         return mask_updates(whole, r".*/central", self.mask, key=key)
 
     def with_experts(

@@ -72,6 +72,7 @@ class Finetune(FinetuneOptions):
             params,
             state,
             x,
+            seed=seed,
             about=about,
             steps_per_epoch=facts["steps_per_epoch"],
             width=config.width,

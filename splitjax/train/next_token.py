@@ -121,6 +121,7 @@ class NextToken(ExpertOptions):
             params,
             state,
             x,
+            seed=seed,
             about=Task(self.metric, self.score_on, next_symbol),
             steps_per_epoch=facts["steps_per_epoch"],
             width=config.width * len(self.places()),

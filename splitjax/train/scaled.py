@@ -130,12 +130,12 @@ class Scaled(Experiment):
 
         return jax.eval_shape(narrow, params) if is_spec else narrow(params)
 
-    def widened(self, tx: optax.GradientTransformation) -> Any:
-        """An optimizer of float32 for parameters as they are kept."""
+    def widened(self, tx: optax.GradientTransformation, seed: int) -> Any:
+        """An optimizer of float32 for parameters as they are kept; `seed` rounds."""
         if self.precision == "float32":
             return tx
         rounding = {"bfloat16": "stochastic", "mixed": "copy"}[self.precision]
-        key = fold(jax.random.key(0), "precision")
+        key = fold(jax.random.key(seed), "precision")
         return mixed_precision(tx, rounding=rounding, key=key)
 
     def identity(self, seed: int) -> dict:

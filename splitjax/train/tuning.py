@@ -169,6 +169,6 @@ class FromFactors(CutExperiment):
     begin: ClassVar[Any] = None
     scale: ClassVar[Mapping[str, jax.Array] | None] = None
 
-    def tx(self, steps: int) -> optax.GradientTransformation:
+    def tx(self, steps: int, seed: int = 0) -> optax.GradientTransformation:
         """The optimizer, for a run of so many steps."""
-        return TUNES[self.tune].tx(self, super().tx(steps), steps)
+        return TUNES[self.tune].tx(self, super().tx(steps, seed), steps)

@@ -35,23 +35,23 @@ def on_mesh(split: Split, *, micro: int = 1, **kwargs):
     return spread(split_learning(made, TX, micro=micro, exact_norm=True), mesh)
 
 
-def trained(algorithm, split, steps):
+def trained(algorithm, split, steps, rows):
     """The first state, the last one, the losses, and what is predicted then."""
     driver = Local(algorithm, jax.random.key(2))
     params, state = jax.jit(split.init)(jax.random.key(1), X)
     first = driver.start(params, state, X)
     start = copy.copy(first.slot)
     run, losses = run_all(driver, first, steps)
-    return start, run, losses, driver.predict(run, X)
+    return start, run, losses, driver.predict(run, X[:rows])
 
 
-def check_run(split: Split, *, micro: int) -> dict:
+def check_run(split: Split, *, micro: int, rows: int = len(X)) -> dict:
     """Trains on one device and as a pipeline; where the latter's arrays are at rest."""
     steps = batches(3, micro=micro)  # the last of three micro-batches is short
     alone = split_learning(split, TX, micro=micro, exact_norm=True)
-    _, want, losses, output = trained(alone, split, steps)
+    _, want, losses, output = trained(alone, split, steps, rows)
     algorithm = on_mesh(split, micro=micro)
-    start, run, found, made = trained(algorithm, split, steps)
+    start, run, found, made = trained(algorithm, split, steps, rows)
     # Sums of a few numbers of one order: each is right to some units of 1e-7.
     np.testing.assert_allclose(found, losses, atol=1e-6)
     np.testing.assert_allclose(made, output, atol=1e-6)
@@ -78,7 +78,8 @@ def test_the_clouds_half_is_a_pipeline_behind_the_same_edge():
 
 @pytest.mark.slow
 def test_steps_of_several_ticks_of_which_one_is_short():
-    check_run(split_of("dense_0"), micro=3)
+    """And a prediction of rows that "data" does not divide."""
+    check_run(split_of("dense_0"), micro=3, rows=7)
 
 
 @pytest.mark.slow
@@ -116,6 +117,12 @@ def test_micro_batches_are_as_many_as_asked_or_as_the_rows_allow(
         applied(split_of("dense_0"), rows=rows, train=train, microbatches=wanted)
     )
     assert f"length={turns + 2 - 1}" in text and "ppermute" in text
+
+
+def test_rows_that_data_does_not_divide_are_scored_without_a_pipeline():
+    assert "ppermute" not in str(applied(split_of("dense_0"), rows=7, train=False))
+    with pytest.raises(ValueError, match=r"shape \(7, 8\).*data=2: its rows must be"):
+        applied(split_of("dense_0"), rows=7)
 
 
 def test_g_what_cannot_be_a_pipeline():

@@ -5,7 +5,9 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from splitjax.core.algorithm import At
@@ -95,6 +97,18 @@ def test_kernels_of_16_bits_learn_as_those_of_32(
     )
     sent = [one.summary["bytes_setup"] for one in (alone, made)]
     assert sent[0] - sent[1] == 2 * halved
+
+
+def test_each_seed_rounds_by_a_chance_of_its_own():
+    params = {"dense": {"kernel": jnp.ones((64, 64), jnp.bfloat16)}}
+
+    def step(seed):
+        tx = options(precision="bfloat16").widened(optax.sgd(1e-3), seed)
+        return tx.update(params, tx.init(params), params)[0]["dense"]["kernel"]
+
+    one, again, other = step(0), step(0), step(1)
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).any()
 
 
 @pytest.mark.slow
