@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 
 import jax
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 
 from splitjax.runtime.local import Local
+from splitjax.storage import log
 from splitjax.train import drivers, loop
 from splitjax.train.finetune import Finetune
 from splitjax.train.next_token import NextToken
@@ -40,6 +42,30 @@ def options(tiny_model, tiny_task):
         return Finetune(**{**OPTIONS, **given, **more})
 
     return make
+
+
+class PowerCut(Exception):
+    """Ends a run as no handler expects."""
+
+
+@pytest.fixture
+def power_cut(monkeypatch):
+    """A function to a context whose run ends as it logs a value of a step."""
+
+    @contextlib.contextmanager
+    def cut(step: int, value: str = "loss"):
+        write = log.Log.write
+
+        def failing(self, at, **values):
+            if at == step and value in values:
+                raise PowerCut
+            write(self, at, **values)
+
+        with monkeypatch.context() as patch, pytest.raises(PowerCut):
+            patch.setattr(loop.Log, "write", failing)
+            yield
+
+    return cut
 
 
 def arrays(run) -> object:

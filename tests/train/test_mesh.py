@@ -9,7 +9,6 @@ from splitjax.core.tree import flat
 from splitjax.data.batches import model_inputs
 from splitjax.runtime.meter import Meter
 from splitjax.storage import log
-from splitjax.train import loop
 from splitjax.train.drivers import make_driver
 from splitjax.train.experiment import Experiment
 from splitjax.train.finetune import Finetune
@@ -42,28 +41,16 @@ def test_a_mesh_learns_what_one_device_learns_without_a_cut(options, watch, tmp_
         assert made[name].summary["metric"] == made["unsplit"].summary["metric"]
 
 
-class PowerCut(Exception):
-    pass
-
-
 @pytest.mark.slow
 def test_a_pipeline_goes_on_from_a_checkpoint_of_one_device(
-    options, watch, tmp_path, monkeypatch
+    options, watch, tmp_path, power_cut
 ):
     """And one device from a pipeline's: both have the same arrays, by name."""
     plain = options(**STEPS, after=("embed",), checkpoint_every=8)
     mesh = dataclasses.replace(plain, mesh="data=2,pipe=2,tensor=2", pipe_micro=2)
     want = losses(watch(plain, tmp_path / "whole"))
-    write = log.Log.write
-
-    def failing(self, step, **values):
-        if step == 10 and "loss" in values:
-            raise PowerCut
-        write(self, step, **values)
-
     for name, runs in {"there": (plain, mesh), "back": (mesh, plain)}.items():
-        with monkeypatch.context() as patch, pytest.raises(PowerCut):
-            patch.setattr(loop.Log, "write", failing)
+        with power_cut(10):
             watch(runs[0], tmp_path / name)
         found = losses(watch(runs[1], tmp_path / name))
         np.testing.assert_allclose(found, want, atol=1e-5)

@@ -14,10 +14,6 @@ REMEMBER = dict(
 )
 
 
-class PowerCut(Exception):
-    pass
-
-
 @pytest.fixture(scope="module")
 def whole(options, watch, tmp_path_factory):
     return watch(options(**REMEMBER), tmp_path_factory.mktemp("whole"))
@@ -28,19 +24,11 @@ def whole(options, watch, tmp_path_factory):
     [pytest.param(False, marks=pytest.mark.slow, id="memory"), True],
 )
 def test_a_run_goes_on_where_it_stopped(
-    mapped, whole, options, watch, tmp_path, monkeypatch
+    mapped, whole, options, watch, tmp_path, power_cut
 ):
     """In the second epoch, where changes are sent, beyond a checkpoint of the rows."""
-    write = log.Log.write
-
-    def failing(self, step, **values):
-        if step == 5 and "loss" in values:
-            raise PowerCut
-        write(self, step, **values)
-
     given = options(**REMEMBER, checkpoint_every=2, map_rows=mapped)
-    with monkeypatch.context() as patch, pytest.raises(PowerCut):
-        patch.setattr(loop.Log, "write", failing)
+    with power_cut(5):
         watch(given, tmp_path)
     resumed = watch(given, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, resumed.end, whole.end)

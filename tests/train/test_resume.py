@@ -17,10 +17,6 @@ DECODER = dict(
 )
 
 
-class PowerCut(Exception):
-    pass
-
-
 KINDS = ["encoder", pytest.param("decoder", marks=pytest.mark.slow)]
 
 
@@ -46,18 +42,6 @@ def undisturbed(experiment, watch, tmp_path_factory):
     return watch(experiment(checkpoint_every=2), tmp_path_factory.mktemp("whole"))
 
 
-def cut_power(monkeypatch, at, value):
-    """Makes the log fail as it is about to write a value at a step."""
-    write = log.Log.write
-
-    def failing(self, step, **values):
-        if step == at and value in values:
-            raise PowerCut
-        write(self, step, **values)
-
-    monkeypatch.setattr(loop.Log, "write", failing)
-
-
 @pytest.mark.parametrize(
     ("at", "value", "every"),
     [
@@ -66,10 +50,9 @@ def cut_power(monkeypatch, at, value):
     ],
 )
 def test_a_run_goes_on_where_it_stopped(
-    at, value, every, experiment, undisturbed, watch, tmp_path, monkeypatch
+    at, value, every, experiment, undisturbed, watch, tmp_path, power_cut
 ):
-    with monkeypatch.context() as patch, pytest.raises(PowerCut):
-        cut_power(patch, at, value)
+    with power_cut(at, value):
         watch(experiment(checkpoint_every=every), tmp_path)
     assert not (tmp_path / "summary.json").exists()
     resumed = watch(experiment(checkpoint_every=every), tmp_path)

@@ -16,7 +16,7 @@ from splitjax.data.batches import model_inputs
 from splitjax.metrics.memory import device_bytes
 from splitjax.parallel.spread import FROM
 from splitjax.storage import log
-from splitjax.train import flags, loop
+from splitjax.train import flags
 from splitjax.train.classify import Classify
 from splitjax.train.finetune import Finetune
 from splitjax.train.loop import open_run, tick_batch
@@ -121,28 +121,16 @@ def test_statistics_of_kfac_come_from_what_is_computed_again(watch, tmp_path):
     np.testing.assert_allclose(again, first, rtol=1e-5)
 
 
-class PowerCut(Exception):
-    pass
-
-
 @pytest.mark.slow
-def test_a_run_with_all_of_them_goes_on_where_it_stopped(watch, tmp_path, monkeypatch):
+def test_a_run_with_all_of_them_goes_on_where_it_stopped(watch, tmp_path, power_cut):
     """To the bit on the same mesh; on another as near as sums in another order are."""
     every = dict(recompute="full", precision="mixed", checkpoint_every=2, limit=32)
     home = options(mesh="data=8", zero=3, offload=True, **every)
     other = options(mesh="data=2,tensor=4", zero=1, **every)
     whole = watch(home, tmp_path / "whole")
-    write = loop.Log.write
-
-    def failing(self, step, **values):
-        if step == 4 and "loss" in values:
-            raise PowerCut
-        write(self, step, **values)
-
     ends = []
     for name, then in (("same", home), ("other", other)):
-        with monkeypatch.context() as patch, pytest.raises(PowerCut):
-            patch.setattr(loop.Log, "write", failing)
+        with power_cut(4):
             watch(home, tmp_path / name)
         ends.append(watch(then, tmp_path / name))
     same, moved = ends

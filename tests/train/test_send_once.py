@@ -5,16 +5,11 @@ import numpy as np
 import pytest
 
 from splitjax.runtime.local import Local
-from splitjax.storage import log
 from splitjax.train import loop
 
 ONCE = dict(
     epochs=3, frozen_edge=True, send_once=True, forward_bits=8, micro=2, eval_every=1
 )
-
-
-class PowerCut(Exception):
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +40,10 @@ def test_it_ends_in_the_bits_of_the_run_that_sends_again(
     ],
 )
 def test_a_resumed_run_sends_and_counts_the_same(
-    at, once, options, watch, tmp_path, monkeypatch
+    at, once, options, watch, tmp_path, power_cut
 ):
-    write = log.Log.write
-
-    def failing(self, step, **values):
-        if step == at:
-            raise PowerCut
-        write(self, step, **values)
-
     every = dict(checkpoint_every=1)
-    with monkeypatch.context() as patch, pytest.raises(PowerCut):
-        patch.setattr(loop.Log, "write", failing)
+    with power_cut(at):
         watch(options(**ONCE, **every), tmp_path)
     resumed = watch(options(**ONCE, **every), tmp_path)
     jax.tree.map(np.testing.assert_array_equal, once.end, resumed.end)
