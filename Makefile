@@ -38,7 +38,7 @@ test: $(STAMP)  ## the fast tests
 	$(PYTEST) -m 'not slow' $(TESTS)
 
 # `make test` compiles quickly (tests/conftest.py); these hold as users compile, too.
-EXACT = laws/test_algorithm.py laws/test_cut.py runtime/test_edge.py train/test_resume.py
+EXACT = laws/test_algorithm.py runtime/test_edge.py
 exact: $(STAMP)  ## the tests of equality, compiled with every optimization
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m 'not slow' $(addprefix tests/,$(EXACT))
 

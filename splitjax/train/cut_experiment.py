@@ -211,7 +211,7 @@ class CutExperiment(SecondOrder, Scaled):
         watch = scrutinizer() if self.scrutinize and apart else None
         rows, size = jax.tree.leaves(x)[0].shape[0], -(-self.batch_size // self.micro)
         owned = split.cut.partition(self.narrowed(params))
-        return Parts(
+        parts = Parts(
             split=split,
             protocol=functools.partial(
                 split_learning,
@@ -230,6 +230,8 @@ class CutExperiment(SecondOrder, Scaled):
             edge_share=edge_share(split.cut, params, state, x),
             examples=rows // size * steps_per_epoch * self.batch_size,
         )
+        _ = parts.algorithm  # what it refuses is said before anything runs
+        return parts
 
     def check_target(self, batch: dict[str, Any], *rest: int) -> None:
         """Raises a ValueError for specs of labels that do not fit the batch size.
