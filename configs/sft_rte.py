@@ -9,7 +9,7 @@ Expect: dev accuracy after five epochs (2026-11-29; seed 0 2026-11-24), 101.9x, 
     4 .5704, .5776: -1.95 ± .61 points, a point more than it should be
   MiniLM stays near chance here (277 examples, .527 of one class). Rates are those of
   CoLA; on seed 0 the split run at 5e-5 has .5668. The split runs fit the training texts
-  sooner: accuracy .92 to .93 in the last 30 steps, un-split .84 to .87
+  sooner: accuracy .92 to .93 in the last 30 steps of metrics.jsonl, un-split .84 to .87
 Cost: 8 to 16 minutes a run on one CPU core, 13 to 21 un-split; no code is fit
 """
 

@@ -198,6 +198,29 @@ def place_like(state: Tree, params: Tree, shardings: Tree, mesh: Mesh) -> Tree:
     return jax.tree_util.tree_map_with_path(one, state)
 
 
+def place_rows(leaf: Any, mesh: Mesh) -> NamedSharding | None:
+    """Where an array lies that has a row for each example: by rows over "data".
+
+    Args:
+      leaf: an array or its spec.
+      mesh: see `make_cloud_mesh`; without "data" each device has all rows.
+
+    Returns:
+      The place; None where there are no rows, or "data" does not divide them.
+
+    Example:
+      >>> from splitjax.parallel.mesh import make_cloud_mesh
+      >>> mesh = make_cloud_mesh("data=1", devices=jax.devices()[:1])
+      >>> rows = jax.numpy.ones((4, 3))
+      >>> place_rows(rows, mesh).spec, place_rows(rows[0, 0], mesh)
+      (P(), None)
+    """
+    width = mesh.shape.get("data", 1)
+    if not leaf.ndim or not leaf.shape[0] or leaf.shape[0] % width:
+        return None
+    return NamedSharding(mesh, PartitionSpec(*["data"] * (width > 1)))
+
+
 def table(lines: Sequence[Placed]) -> str:
     """A report as text, a line for each leaf.
 

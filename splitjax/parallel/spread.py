@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from splitjax.core.algorithm import Algorithm, Hop
 from splitjax.core.tree import Tree
@@ -17,6 +17,7 @@ from splitjax.parallel.rules import (
     layout,
     place,
     place_like,
+    place_rows,
     table,
 )
 
@@ -79,7 +80,6 @@ def spread(
       ([1.0, 1.0], True)
     """
     width, places = (mesh.shape.get(axis, 1) for axis in ("data", "pipe"))
-    rows = NamedSharding(mesh, PartitionSpec(*[a for a in ["data"] if width > 1]))
 
     def params_of(held: Tree) -> Tree:
         return held.get("params", {}) if isinstance(held, dict) else {}
@@ -104,9 +104,8 @@ def spread(
         return {name: one(name, held) for name, held in tree.items()}
 
     def row(leaf):
-        if leaf.ndim and len(leaf) and len(leaf) % width == 0:
-            return jax.lax.with_sharding_constraint(leaf, rows)
-        return leaf
+        over = place_rows(leaf, mesh)
+        return jax.lax.with_sharding_constraint(leaf, over) if over else leaf
 
     def init(params, state, x):
         edge, shared, slot = algorithm.init(params, state, x)

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from splitjax.core.algorithm import At
 from splitjax.core.codec import split_smooth
@@ -19,12 +18,13 @@ from splitjax.metrics.memory import NOT_COUNTED, Held, Memory, device_bytes, hol
 from splitjax.metrics.memory import predict as foretold
 from splitjax.parallel.apart import GRADIENTS, apart
 from splitjax.parallel.mesh import make_cloud_mesh, parse
-from splitjax.parallel.rules import layout
+from splitjax.parallel.rules import layout, place_rows
 from splitjax.runtime.local import Local
 from splitjax.train.cut_experiment import CutExperiment
-from splitjax.train.experiment import Parts
+from splitjax.train.experiment import Parts, check
 from splitjax.train.loop import tick_batch
 from splitjax.train.report import markdown, versions
+from splitjax.train.scaled import RECOMPUTE
 from splitjax.train.serve import run_key
 
 MEGA = 1e6
@@ -58,8 +58,11 @@ def rows(experiment: CutExperiment, recompute: Iterable[str]) -> list[Row]:
       recompute: its values, in order.
 
     Raises:
-      ValueError: see `row`.
+      ValueError: for other values; and see `row`.
     """
+    recompute = list(recompute)
+    for text in recompute:
+        check(text, "recompute", RECOMPUTE)
     experiment.validate()
     has_data = experiment.mesh and "data" in parse(experiment.mesh)
     stages = range(4 if has_data else 1)
@@ -155,16 +158,15 @@ def _predicted(
 
 def _rows_of(experiment: CutExperiment) -> Callable[[Tree], Tree]:
     """What a device has of arrays that lie by their rows over "data"; see `spread`."""
-    if not experiment.mesh or "data" not in parse(experiment.mesh):
+    if not experiment.mesh:
         return lambda tree: tree
     mesh = make_cloud_mesh(experiment.mesh)
-    over, width = NamedSharding(mesh, PartitionSpec("data")), mesh.shape["data"]
 
-    def row(leaf):
-        divided = leaf.ndim and leaf.shape[0] and leaf.shape[0] % width == 0
-        return _at(leaf, over) if divided else leaf
+    def part(leaf):
+        over = place_rows(leaf, mesh)
+        return _at(leaf, over) if over else leaf
 
-    return lambda tree: jax.tree.map(row, tree)
+    return lambda tree: jax.tree.map(part, tree)
 
 
 def _specs(tree: Tree) -> Tree:

@@ -40,7 +40,7 @@ def subject(options: Planning) -> Subject:
         experiment = flags.load(options.model)
         check_fused(getattr(experiment, "fused", ""), options.mesh or "any")
         # What is computed again is the plan's to say, by stage.
-        whole = dataclasses.replace(experiment, mode="unsplit", recompute="none")
+        whole = dataclasses.replace(experiment.unsplit(), recompute="none")
         parts = whole.parts(0)
         [first, *_] = next(iter(parts.train.epoch(0, micro=experiment.micro)))
         made = tick_batch(first, first["n_valid"])

@@ -24,14 +24,14 @@ TX = optax.chain(clip_by_global_norm(0.1), optax.sgd(0.05, momentum=0.9))
 X = batches(1)[0][0]["x"]
 
 
-def split_of(*places: str, layers: int = 4, **kwargs) -> Split:
-    made = cut(mlp([*layers * [8], 1], **kwargs), after=places)
+def split_of(*places: str, **kwargs) -> Split:
+    made = cut(mlp([*4 * [8], 1], **kwargs), after=places)
     return Split(made, (IDENTITY,) * len(places), loss)
 
 
-def on_mesh(split: Split, *, micro: int = 1, **kwargs):
+def on_mesh(split: Split, *, micro: int):
     mesh = make_cloud_mesh(MESH)
-    made = piped(split, mesh, **kwargs)
+    made = piped(split, mesh)
     return spread(split_learning(made, TX, micro=micro, exact_norm=True), mesh)
 
 

@@ -192,6 +192,12 @@ def test_a_cloud_without_a_mesh_has_no_stages():
     assert found[1].memory.kept < found[0].memory.kept
 
 
+def test_g_a_report_of_another_recomputation():
+    """Before the first row, which takes a while."""
+    with pytest.raises(ValueError, match="recompute='some': it must be one of"):
+        rows(options(mode="unsplit"), ["none", "some"])
+
+
 def test_g_a_report_of_another_cut():
     with pytest.raises(ValueError, match="1 segments .mode='unsplit'"):
         row(options(mode="unsplit"))
