@@ -26,6 +26,8 @@ OPTIONS = dict(
     eval_limit=20,
     epochs=1,
     pad=1,
+    precision="mixed",
+    recompute="full",
 )
 CONFIG = f"""
 from splitjax.train.classify import Classify
