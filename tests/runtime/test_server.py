@@ -4,6 +4,7 @@ import datetime
 import os
 import shutil
 import socket
+import ssl
 import threading
 
 import grpc
@@ -97,6 +98,34 @@ def test_health_is_told_and_the_end_of_it(service, served):
         assert next(watch).status == states.NOT_SERVING
         watch.cancel()
         stopping.join()
+
+
+def test_pings_that_waited_and_come_all_at_once_do_not_end_a_connection(served):
+    """As a machine delivers them that stood still; each is answered, by HTTP/2."""
+    size, settings, ping, goaway, ack = 8, 4, 6, 7, 1
+    trusted = ssl.create_default_context(cafile=served.keys / "edge_0" / "ca.pem")
+    trusted.set_alpn_protocols(["h2"])
+
+    def framed(kind, data=b""):
+        return len(data).to_bytes(3, "big") + bytes([kind, 0, 0, 0, 0, 0]) + data
+
+    with (
+        socket.create_connection((HOST, served.port), timeout=SECONDS) as plain,
+        trusted.wrap_socket(plain, server_hostname=HOST) as way,
+        way.makefile("rb") as answers,
+    ):
+        way.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + framed(settings))
+        for first in (0, 20):
+            sent = range(first, first + 20)
+            way.sendall(b"".join(framed(ping, n.to_bytes(size, "big")) for n in sent))
+            found = []
+            while len(found) < 20:
+                head = answers.read(9)
+                data = answers.read(int.from_bytes(head[:3], "big"))
+                assert head[3] != goaway, data
+                if head[3:5] == bytes([ping, ack]):
+                    found.append(int.from_bytes(data, "big"))
+            assert found == list(sent)
 
 
 def test_who_does_not_show_who_it_is_is_told_so_at_once(served):
