@@ -28,9 +28,7 @@ def test_a_mesh_learns_what_one_device_learns_without_a_cut(options, watch, tmp_
     runs = {
         "unsplit": dict(mode="unsplit"),
         "mesh": dict(after=("layer_0",), mesh="data=4,tensor=2"),
-        "pipe": dict(
-            after=("embed",), mesh="data=2,pipe=2,tensor=2", recompute="full"
-        ),
+        "pipe": dict(after=("embed",), mesh="data=2,pipe=2,tensor=2", recompute="full"),
     }
     made = {
         name: watch(options(**STEPS, **more), tmp_path / name)
