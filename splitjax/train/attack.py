@@ -124,7 +124,7 @@ def listen(parts: Parts, state: Any, seed: int) -> Heard:
     links = ends_of(split.cut.owners, state.edge, state.slot)
 
     @jax.jit
-    def tap(x, target, key):
+    def tap(params, other, links, x, target, key):
         return wiretap(split, params, other, links, x, target, key=key)
 
     own = np.random.default_rng([seed, 7]).permutation(len(batches))
@@ -137,7 +137,8 @@ def listen(parts: Parts, state: Any, seed: int) -> Heard:
         valid = int(batch["n_valid"])
         target = {"y": batch["y"], "n_valid": np.int32(valid)}
         key = fold(jax.random.key(seed), "attack", number)
-        seen = jax.device_get(tap(model_inputs(batch), target, key))
+        made = tap(params, other, links, model_inputs(batch), target, key)
+        seen = jax.device_get(made)
         rows, of, what = private_of(batch, seen.forward[0], params[0])
         message.append(rows)
         example.append(of)

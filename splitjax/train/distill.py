@@ -92,8 +92,8 @@ def distill(
     def of(stages, tree):
         return {stage.name: tree[stage.name] for stage in stages}
 
-    def apply(part, x):
-        own = of(part.stages, params), of(part.stages, state)
+    def apply(part, whole, x):
+        own = (of(part.stages, tree) for tree in whole)
         return part.apply(*own, x, key=None, train=False)[0]
 
     warm = max(1, min(50, steps // 10))
@@ -101,11 +101,13 @@ def distill(
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
     trained = made.partition(of(student[count:], params))
     fixed = made.partition(of(student[count:], state))
+    # Arguments, since each program would keep its own copy of a constant.
+    whole = tuple(of(teacher, tree) for tree in (params, state))
 
     @jax.jit
-    def step(trained, opt, links, x, number):
-        entered = apply(front, x)
-        target = apply(rear, entered)
+    def step(trained, opt, links, whole, x, number):
+        entered = apply(front, whole, x)
+        target = apply(rear, whole, entered)
         (loss, extra), grads = split.value_and_grad(
             trained, fixed, links, entered, target, key=None, train=False, tick=number
         )
@@ -118,9 +120,9 @@ def distill(
     for number, x in zip(range(steps), batches, strict=False):
         if links is None:
             links = split.init_links(
-                trained, fixed, jax.eval_shape(lambda x: apply(front, x), x)
+                trained, fixed, jax.eval_shape(lambda x: apply(front, whole, x), x)
             )
-        trained, opt, links, loss = step(trained, opt, links, x, number)
+        trained, opt, links, loss = step(trained, opt, links, whole, x, number)
         losses.append(loss)
         bar.update()
         if number % 50 == 0:
