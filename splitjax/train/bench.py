@@ -1,6 +1,6 @@
 """Timing a step, and writing what a benchmark found."""
 
-import functools
+import dataclasses
 import json
 import os
 import pathlib
@@ -17,7 +17,6 @@ from splitjax.train.report import markdown, versions
 
 Row = dict[str, Any]
 Timed = Callable[..., dict[str, list[float]]]  # `interleaved`, with its rounds given
-Part = Callable[[Timed], list[Row]]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -59,6 +58,32 @@ def interleaved(
             jax.block_until_ready(step())
             times[name].append(clock() - start)
     return times
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """`interleaved` with its rounds and its clock, for parts that read those, too.
+
+    Attributes:
+      rounds: see `interleaved`.
+      clock: likewise.
+
+    Example:
+      >>> len(Watch(3)({"a": lambda: 1})["a"])
+      3
+    """
+
+    rounds: int
+    clock: Callable[[], float] = time.perf_counter
+
+    def __call__(
+        self, steps: dict[str, Callable[[], Any]], **more: Any
+    ) -> dict[str, list[float]]:
+        """Times some steps in turn."""
+        return interleaved(steps, rounds=self.rounds, clock=self.clock, **more)
+
+
+Part = Callable[[Watch], list[Row]]
 
 
 def rows(
@@ -133,7 +158,7 @@ def main(
     """What a benchmark of some parts does: each in turn, on one core, then `finish`.
 
     Args:
-      parts: by name; each is given `interleaved`, bound to rounds and clock.
+      parts: by name; each is given a `Watch` of the rounds and the clock.
       path: of the JSON file that the rows are written to.
       rounds: see `interleaved`.
       only: an expression; parts whose name does not have it are left out.
@@ -148,8 +173,8 @@ def main(
     # XLA counts the cores when it starts.
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    timed = functools.partial(interleaved, rounds=rounds, clock=CLOCKS[clock])
-    finish([row for part in chosen for row in part(timed)], path)
+    watch = Watch(rounds, CLOCKS[clock])
+    finish([row for part in chosen for row in part(watch)], path)
 
 
 def _cell(value: float, unit: str) -> str:

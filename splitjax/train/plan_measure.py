@@ -3,7 +3,6 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,13 +10,10 @@ import jax.numpy as jnp
 
 from splitjax.parallel.mesh import make_cloud_mesh
 from splitjax.parallel.mpmd import Pipeline, mpmd
-from splitjax.parallel.schedule import BACKWARD, FORWARD, RECOMPUTE
 from splitjax.parallel.stages import Plan
-from splitjax.parallel.timeline import Timeline, simulate
 from splitjax.train.bench import interleaved
+from splitjax.train.pipe_times import Clock, Operations, Ready, operations
 from splitjax.train.plan_subject import Subject
-
-Clock = Callable[[], float]
 
 
 def matrix_rate(
@@ -52,22 +48,14 @@ def _quickest(run: Any, arguments: tuple, rounds: int, clock: Clock) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
-    """What the stages of a plan took on this machine.
+class Measured(Operations):
+    """What the stages of a plan took on this machine, alone and together.
 
     Attributes:
-      forward: seconds of each stage for one micro-batch, alone.
-      recompute: likewise; 0 where nothing is computed again.
-      backward: likewise.
-      timeline: of the schedule with these times.
       whole: seconds of a whole step, on the cores of this machine.
       loss: of it.
     """
 
-    forward: tuple[float, ...]
-    recompute: tuple[float, ...]
-    backward: tuple[float, ...]
-    timeline: Timeline
     whole: float
     loss: float
 
@@ -94,43 +82,30 @@ def measured(
         raise ValueError(
             f"{plan.mesh}: stages of parted matrices are not timed here; measure=False"
         )
-    pipe = pipeline(plan, about)
-    parts = pipe.put(about.params, about.state)
-    batches = [(about.x, about.target)] * plan.micro
-    key = jax.random.key(0)
-    jax.block_until_ready(pipe.value_and_grad(*parts, batches, key=key))  # compiles
-    took: dict[tuple[int, str], list[float]] = {}
-    for _ in range(rounds):
-        for place, times in pipe.seconds(*parts, batches, key=key, clock=clock).items():
-            took.setdefault(place, []).extend(times)
-    whole, loss = [], 0.0
-    for _ in range(rounds):
-        start = clock()
-        (value, _), grads = pipe.value_and_grad(*parts, batches, key=key)
-        jax.block_until_ready(grads)
-        whole.append(clock() - start)
-        loss = float(value)
-    each = {
-        kind: tuple(
-            statistics.median(took.get((stage, kind), [0.0]))
-            for stage in range(plan.pipe)
-        )
-        for kind in (FORWARD, RECOMPUTE, BACKWARD)
-    }
-    times = simulate(
-        pipe.lists,
-        forward=each[FORWARD],
-        recompute=each[RECOMPUTE],
-        backward=each[BACKWARD],
-    )
+    made, losses = ready(plan, about), []
+
+    def step():
+        loss, grads = made.step()
+        losses.append(loss)
+        return grads
+
+    watch: dict[str, Any] = {"rounds": rounds, "clock": clock}
+    [each] = operations({plan.mesh: made}, **watch).values()
+    [whole] = interleaved({"step": step}, warm=0, **watch).values()
     return Measured(
-        each[FORWARD],
-        each[RECOMPUTE],
-        each[BACKWARD],
-        times,
-        statistics.median(whole),
-        loss,
+        **vars(each), whole=statistics.median(whole), loss=float(losses[-1])
     )
+
+
+def ready(plan: Plan, about: Subject) -> Ready:
+    """The plan's pipeline with its model, and the same micro-batch again and again.
+
+    Raises:
+      ValueError: when there are too few devices.
+    """
+    pipe = pipeline(plan, about)
+    batches = [(about.x, about.target)] * plan.micro
+    return Ready(pipe, *pipe.put(about.params, about.state), batches)
 
 
 def pipeline(plan: Plan, about: Subject) -> Pipeline:
