@@ -7,6 +7,12 @@ expression on their names:
   its compiled program accesses, and bytes kept for the backward pass.
 * kernels/layer_norm, kernels/cross_entropy, kernels/adam: against Flax, optax, and the
   speed of a copy in memory. On a GPU or a TPU the Pallas programs are timed as well.
+* pipeline/schedules: schedules in simulation: the shifted critical path and GPipe
+  against 1f1b. Nothing is timed.
+* pipeline/perceptron: two stages at the size of a figure of torch's, as one program
+  (spmd) and as one a stage (mpmd), against the step that is not cut.
+* pipeline/plan: a planned cut of two uneven models against the even one: makespans
+  foretold, and by operations that are timed one by one.
 
 Nothing has a bound: on a CPU these are XLA's fusions against XLA's fusions. On a
 machine that others use, too, --clock=cpu counts the time of this process alone.
@@ -18,18 +24,32 @@ import pathlib
 
 from absl import flags as absl_flags
 
-from splitjax.train import bench, bench_kernels, flags
+from splitjax.train import (
+    bench,
+    bench_kernels,
+    bench_pipeline,
+    bench_plan,
+    bench_schedule,
+    flags,
+)
 
 WORKDIR = absl_flags.DEFINE_string("workdir", "runs/bench_cloud", "where to write")
 ROUNDS = absl_flags.DEFINE_integer("rounds", 15, "how often each is timed")
 ONLY = absl_flags.DEFINE_string("only", "", "parts whose name has this expression")
 CLOCK = absl_flags.DEFINE_enum("clock", "wall", list(bench.CLOCKS), "what is counted")
+# Those that need more devices come later: see `pipe_times.get_devices`.
+PARTS = {
+    **bench_kernels.PARTS,
+    **bench_schedule.PARTS,
+    **bench_pipeline.PARTS,
+    **bench_plan.PARTS,
+}
 
 
 def main(_: list[str]) -> None:
     """Measures every part in turn."""
     bench.main(
-        bench_kernels.PARTS,
+        PARTS,
         pathlib.Path(WORKDIR.value, "bench_cloud.json"),
         rounds=ROUNDS.value,
         only=ONLY.value,

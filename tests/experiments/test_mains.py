@@ -165,11 +165,14 @@ def test_plan_prints_its_stages_and_draws_them(run):
 
 @pytest.mark.slow
 def test_bench_cloud_measures_a_part(run):
-    given = ["--only=adam", "--rounds=1", "--clock=cpu", "--workdir=bench"]
+    """And a pipeline after it, which is given devices of its own."""
+    given = ["--only=adam|perceptron", "--rounds=1", "--clock=cpu", "--workdir=bench"]
     done = run("bench_cloud", *given, config=None)
     assert done.returncode == 0, done.stderr
     rows = json.loads((run.folder / "bench/bench_cloud.json").read_text())["rows"]
-    assert rows and all(row["name"] in done.stdout for row in rows)
+    assert all(row["name"] in done.stdout for row in rows)
+    names = {row["name"] for row in rows}
+    assert {"Adam, stock", "gpipe, n=4: spmd, a step"} <= names
 
 
 @pytest.mark.slow
