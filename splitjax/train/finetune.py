@@ -57,8 +57,7 @@ class Finetune(FinetuneOptions):
         """All parts but the data: what a cloud builds, who has not seen it."""
         classes, pairs = facts["classes"], facts["pairs"]
         about, head = self._about(classes), self._head(classes, pairs)
-        config = pretrained.read_config(self.folder())
-        config = dataclasses.replace(config, fused=self.fused)
+        config = self._config()
         made = self._head_stages(head, classes)
         stages = self._bert(config, made)
 
@@ -162,6 +161,18 @@ class Finetune(FinetuneOptions):
         more: dict = {"classes": classes} if given else {}
         return data.load(task, split, data_dir=self.data_dir or None, **more)
 
+    def _config(self) -> BertConfig:
+        """The model's, as the options change it."""
+        config = pretrained.read_config(self.folder())
+        if self.layers > config.layers:
+            raise ValueError(
+                f"layers={self.layers}: {self.model} has {config.layers}, and the "
+                "first ones are taken; 0 takes all"
+            )
+        more: dict = {} if self.dropout else {"dropout": 0.0, "attention_dropout": 0.0}
+        layers = self.layers or config.layers
+        return dataclasses.replace(config, fused=self.fused, layers=layers, **more)
+
     def _about(self, classes: int) -> Task:
         return task(self.task, classes)
 
@@ -173,10 +184,11 @@ class Finetune(FinetuneOptions):
         return "cosine" if pairs else "regression"
 
     def _head_stages(self, head: str, classes: int) -> tuple[Stage, ...]:
+        how: dict = {"pool": self.pool} | ({} if self.dropout else {"dropout": 0.0})
         return {
             "cosine": heads.pair_cosine,
-            "regression": lambda: heads.regression(pool=self.pool),
-            "classification": lambda: heads.classification(classes, pool=self.pool),
+            "regression": lambda: heads.regression(**how),
+            "classification": lambda: heads.classification(classes, **how),
             "pairs": lambda: heads.pairs(classes),
         }[head]()
 

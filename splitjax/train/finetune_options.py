@@ -16,6 +16,10 @@ class FinetuneOptions(CutExperiment):
     """Options of a fine-tuning run; the system it stands for is SFT."""
 
     model: str = option("minilm", "'minilm', 'mpnet', or a Hugging Face folder")
+    layers: int = option(0, "the first so many of the model's layers; 0: all of them")
+    dropout: bool = option(
+        True, "as the model's config and its head say; False: none, nothing is drawn"
+    )
     head: str = option("", f"one of {HEADS}; by default after the task's labels")
     pool: str = option("cls", "of a one-text head: 'cls', 'pooler' or 'mean'")
     max_length: int = option(128, "tokens of a text at most; longer ones are cut off")
@@ -57,6 +61,8 @@ class FinetuneOptions(CutExperiment):
         super().validate()
         check(self.bridge, "bridge", ("svd", "pca"))
         check_fused(self.fused, self.mesh)
+        if self.layers < 0:
+            raise ValueError(f"layers={self.layers}: 1 or more, or 0 for all of them")
         if self.head:
             check(self.head, "head", HEADS)
         for name in ("forward", "backward"):
@@ -70,6 +76,14 @@ class FinetuneOptions(CutExperiment):
             raise ValueError(
                 "a split run needs a place to cut: squeeze=True, or after=('layer_2',)"
             )
+
+    def identity(self, seed: int) -> dict:
+        """What decides the numbers of one run; a model as it is needs no word."""
+        fields = super().identity(seed)
+        for name, own in (("layers", 0), ("dropout", True)):
+            if fields[name] == own:
+                del fields[name]
+        return fields
 
     def check_facts(self, facts: dict) -> None:
         """Raises a ValueError for facts that no data of this experiment has."""

@@ -14,6 +14,7 @@ from splitjax.core.codec import split_smooth
 from splitjax.core.split import FORWARD
 from splitjax.core.tree import Tree
 from splitjax.data.batches import model_inputs
+from splitjax.metrics.collectives import Collective, count_collectives
 from splitjax.metrics.memory import NOT_COUNTED, Held, Memory, device_bytes, hold
 from splitjax.metrics.memory import predict as foretold
 from splitjax.parallel.apart import GRADIENTS, apart
@@ -40,6 +41,7 @@ class Row:
       memory: as predicted.
       held: beside what the compiler reserved.
       edge: bytes that an edge keeps from its way there to its way back.
+      sent: what the devices send each other in the program, as compiled.
     """
 
     zero: int
@@ -47,6 +49,7 @@ class Row:
     memory: Memory
     held: tuple[Held, Held]
     edge: int
+    sent: tuple[Collective, ...] = ()
 
 
 def rows(experiment: CutExperiment, recompute: Iterable[str]) -> list[Row]:
@@ -115,12 +118,14 @@ def row(experiment: CutExperiment, seed: int = 0) -> Row:
     lowered = program.lower(_specs(run.shared), (slot,), ({},), (up,), (at,))
     memory = _predicted(experiment, parts, slot, up, at)
     kept = {name: held for name, held in live.items() if name.startswith("residuals")}
+    compiled = lowered.compile()
     return Row(
         experiment.zero,
         experiment.recompute,
         memory,
-        hold(memory, lowered.compile()),
+        hold(memory, compiled),
         device_bytes(kept),
+        tuple(count_collectives(compiled)),
     )
 
 
@@ -192,7 +197,8 @@ def text(found: Iterable[Row]) -> str:
       ['1', 'none', '4.00', '8.00']
     """
     head = ("ZeRO", "recompute", *Memory._fields)
-    head += ("arguments", "as compiled", "temporary", "as compiled", "ratio", "edge")
+    head += ("arguments", "as compiled", "temporary", "as compiled", "ratio")
+    head += ("edge", "sent")
     cells = []
     for one in found:
         sizes = [*one.memory]
@@ -200,13 +206,14 @@ def text(found: Iterable[Row]) -> str:
             sizes += [held.predicted_bytes, held.measured_bytes]
         made = [f"{size / MEGA:.2f}" for size in sizes]
         ratio = one.held[1].predicted_bytes / max(one.held[1].measured_bytes, 1)
-        last = (f"{ratio:.3f}", f"{one.edge / MEGA:.2f}")
+        sent = sum(each.sent_bytes for each in one.sent)
+        last = (f"{ratio:.3f}", f"{one.edge / MEGA:.2f}", f"{sent / MEGA:.2f}")
         cells.append((str(one.zero), one.recompute, *made, *last))
     notes = [
         "",
         "MB of one device. `arguments` are there before the step (params, moments, "
         "batch), `temporary` comes with it (gradients, kept, again); `edge`: what an "
-        "edge keeps for its way back.",
+        "edge keeps for its way back; `sent`: what a device sends to others.",
         *(f"not counted: {what}" for what in NOT_COUNTED),
     ]
     return "\n".join([markdown(head, cells), *notes])
@@ -219,6 +226,7 @@ def write(found: Iterable[Row], path: pathlib.Path) -> None:
             "zero": one.zero,
             "recompute": one.recompute,
             "edge": one.edge,
+            "sent": sum(each.sent_bytes for each in one.sent),
             **one.memory._asdict(),
             **{
                 f"{held.name}_{kind}": getattr(held, f"{kind}_bytes")

@@ -14,7 +14,7 @@ from splitjax.parallel.stages import Plan, staged
 from splitjax.train.bench import CLOCKS
 from splitjax.train.plan_measure import Measured, matrix_rate, measured, stream_rate
 from splitjax.train.plan_options import Planning
-from splitjax.train.plan_subject import subject
+from splitjax.train.plan_subject import Subject, subject
 
 GIGA = 1e9
 
@@ -42,19 +42,20 @@ class Found:
     untimed: str = ""
 
 
-def plan_and_measure(options: Planning) -> Found:
+def plan_and_measure(options: Planning, about: Subject | None = None) -> Found:
     """Plans, and where asked measures the plan and the even cut.
 
     A plan with an axis tensor is not measured: `Found.untimed` says so.
 
     Args:
       options: what to plan.
+      about: the model; by default the one that `options.model` names.
 
     Raises:
       ValueError: for options that make no sense, or when nothing fits.
     """
     options.validate()
-    about, machine = subject(options), machine_of(options)
+    about, machine = about or subject(options), machine_of(options)
     rows = _rows(about.x)
     axes: dict[str, Any] = options.shape() if options.mesh else {}
     if axes:

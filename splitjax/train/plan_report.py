@@ -168,7 +168,12 @@ def _finite(value: float | None) -> float | None:
 
 
 def plot(found: Found, path: pathlib.Path, title: str = "") -> None:
-    """Draws the schedule to a PNG file: foretold, and below as measured."""
+    """Draws the schedule to a PNG file; see `figure`."""
+    figure(found, title).savefig(path, dpi=120)
+
+
+def figure(found: Found, title: str = "") -> Any:
+    """The schedule as a picture of matplotlib: foretold, and below as measured."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
@@ -177,8 +182,8 @@ def plot(found: Found, path: pathlib.Path, title: str = "") -> None:
         shown.append(("measured stages", found.times.timeline))
     if found.even_times is not None:
         shown.append(("measured stages, even cut", found.even_times.timeline))
-    figure = Figure(figsize=(10, 1 + 2 * len(shown)), layout="constrained")
-    axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+    made = Figure(figsize=(10, 1 + 2 * len(shown)), layout="constrained")
+    axes = made.subplots(len(shown), 1, squeeze=False)[:, 0]
     for ax, (name, times) in zip(axes, shown, strict=True):
         _draw(ax, times)
         seconds = f"{float(times.makespan):.3g} s, idle {_idle(times)}"
@@ -186,9 +191,9 @@ def plot(found: Found, path: pathlib.Path, title: str = "") -> None:
     axes[-1].set_xlabel("seconds")
     names = {FORWARD: "forward", RECOMPUTE: "recompute", BACKWARD: "backward"}
     handles = [Patch(color=COLORS[kind], label=name) for kind, name in names.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    made.legend(handles=handles, loc="outside lower center", ncols=3)
+    made.suptitle(title)
+    return made
 
 
 def _draw(ax: Any, times: Timeline) -> None:

@@ -10,7 +10,7 @@ from splitjax.core.tree import Tree
 from splitjax.data.batches import model_inputs
 from splitjax.metrics.perplexity import next_symbol
 from splitjax.train import flags
-from splitjax.train.cut_experiment import check_fused
+from splitjax.train.cut_experiment import CutExperiment, check_fused
 from splitjax.train.language import open_model
 from splitjax.train.loop import tick_batch
 from splitjax.train.plan_options import Planning
@@ -34,25 +34,10 @@ def subject(options: Planning) -> Subject:
     Raises:
       FileNotFoundError: when a decoder's folder lacks a file.
       SystemExit: when there is no such config file.
-      ValueError: for an experiment with `fused="auto"`: a plan may be on a mesh.
+      ValueError: see `subject_of`.
     """
     if options.model.endswith(".py"):
-        experiment = flags.load(options.model)
-        check_fused(getattr(experiment, "fused", ""), options.mesh or "any")
-        # What is computed again is the plan's to say, by stage.
-        whole = dataclasses.replace(experiment.unsplit(), recompute="none")
-        parts = whole.parts(0)
-        [first, *_] = next(iter(parts.train.epoch(0, micro=experiment.micro)))
-        made = tick_batch(first, first["n_valid"])
-        model = parts.split.cut.model.stages
-        return Subject(
-            model,
-            parts.params[0],
-            parts.state[0],
-            parts.split.loss,
-            model_inputs(first),
-            made["target"],
-        )
+        return subject_of(flags.load(options.model), options.mesh)
     opened = open_model(options.model)
     chance = np.random.default_rng(0)
     vocab = opened.params["embed"]["word"]["embedding"].shape[0]
@@ -61,3 +46,27 @@ def subject(options: Planning) -> Subject:
     target = {"y": ids[:, 1:], "n_valid": np.int32(options.rows)}
     model = opened.model.stages
     return Subject(model, opened.params, opened.state, next_symbol, x, target)
+
+
+def subject_of(experiment: CutExperiment, mesh: str = "") -> Subject:
+    """An experiment's model without its cut, and its first micro-batch.
+
+    Args:
+      experiment: whose own mesh and recomputation are left aside.
+      mesh: what is planned for; "" for any.
+
+    Raises:
+      ValueError: for `fused="auto"`: a plan may be on a mesh.
+    """
+    check_fused(getattr(experiment, "fused", ""), mesh or "any")
+    # What is computed again is the plan's to say, by stage.
+    parts = dataclasses.replace(experiment.unsplit(), recompute="none").parts(0)
+    [first, *_] = next(iter(parts.train.epoch(0, micro=experiment.micro)))
+    return Subject(
+        parts.split.cut.model.stages,
+        parts.params[0],
+        parts.state[0],
+        parts.split.loss,
+        model_inputs(first),
+        tick_batch(first, first["n_valid"])["target"],
+    )

@@ -148,9 +148,12 @@ def test_watching_a_run_does_not_make_it_another():
     names = {field.name for field in dataclasses.fields(Finetune)}
     assert set(Finetune.WATCHING) <= names
     second = {name for name in names if name.startswith("kfac_")}  # of "kfac" alone
-    free = {*Finetune.WATCHING, "unsplit_rate", "precision", *second}
+    own = {"precision", "layers", "dropout"}  # where they change the model
+    free = {*Finetune.WATCHING, "unsplit_rate", *own, *second}
     assert set(Finetune(optimizer="kfac").identity(0)) == set(one) | second
     assert set(one) == names - free | {"experiment", "seed"}
+    changed = Finetune(layers=1, dropout=False).identity(0)
+    assert changed == one | {"layers": 1, "dropout": False}
     assert Finetune(rank=9).identity(0) != one
     whole = Finetune(mode="unsplit").identity(0)
     assert set(Finetune.OF_THE_CUT) == set(one) - set(whole)

@@ -112,6 +112,30 @@ def test_a_whole_layer_cut_learns_what_the_unsplit_model_learns(ran):
     assert losses["svd"][0] != losses["unsplit"][0]
 
 
+def test_the_first_layers_without_dropout_are_a_model(options):
+    parts = options(layers=1, layer=0, dropout=False).parts(0)
+    split, [[batch], *_] = parts.split.cut, list(parts.train.epoch(0))
+    names = [stage.name for stage in split.model.stages]
+    assert "layer_0/expand" in names and "layer_1/ffn" not in names
+    tree = split.merge(parts.params), split.merge(parts.state), model_inputs(batch)
+    key = jax.random.key(0)
+    learned, scored = (
+        split.model.apply(*tree, key=key if train else None, train=train)[0]
+        for train in (True, False)
+    )
+    np.testing.assert_array_equal(learned, scored)
+
+
+@pytest.mark.parametrize(
+    ("layers", "says"), [(-1, "layers=-1: 1 or more, or 0"), (3, "layers=3: .* has 2")]
+)
+def test_g_layers_that_the_model_has_not(layers, says, options):
+    with pytest.raises(ValueError, match=says):
+        made = options(layers=layers)
+        made.validate()
+        made.parts(0)
+
+
 def test_debug_computes_what_jit_does(ran):
     one, other = (log.read(ran(name).folder)[0] for name in ("debug", "svd"))
     assert one["up"] == other["up"]

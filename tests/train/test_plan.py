@@ -9,10 +9,11 @@ from matplotlib import image
 
 from splitjax.core.stage import join
 from splitjax.train import plan_report
+from splitjax.train.finetune import Finetune
 from splitjax.train.plan import plan_and_measure
 from splitjax.train.plan_measure import measured, pipeline
 from splitjax.train.plan_options import Planning
-from splitjax.train.plan_subject import subject
+from splitjax.train.plan_subject import subject, subject_of
 
 SPEEDS = dict(gflops=1.0, stream_gb=1.0)
 
@@ -126,6 +127,18 @@ def test_an_experiments_model_is_planned(tiny_model, tiny_task, tmp_path):
     run = functools.partial(join(about.stages).apply, key=None, train=False)
     # The plan says what is computed again; twice would be counted as once.
     assert "prevent_cse" not in str(jax.make_jaxpr(run)(*given))
+
+
+def test_an_experiment_at_hand_is_planned(tiny_model, tiny_task):
+    """From a program of one's own, which has no config file."""
+    sizes = dict(batch_size=8, max_length=8, after=("embed",), mesh="data=2")
+    run = Finetune(task=str(tiny_task), model=str(tiny_model), **sizes)
+    about = subject_of(run)
+    sizes = dict(devices=2, mesh="pipe=2", micro=3, measure=False)
+    found = plan_and_measure(Planning(**SPEEDS, **sizes), about)
+    assert found.plan.stages[0].first == "embed"
+    made = plan_report.figure(found, "mine")
+    assert len(made.axes) == 1 and made.get_suptitle() == "mine"
 
 
 def test_an_experiment_whose_kernels_no_mesh_divides_is_refused(tmp_path):

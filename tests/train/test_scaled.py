@@ -181,6 +181,10 @@ def test_the_report_is_of_what_the_program_takes(tmp_path):
     [line] = json.loads((tmp_path / "memory.json").read_text())["rows"]
     assert line["arguments_measured"] == arguments.measured_bytes
     assert line["edge"] == residual_bytes(options())
+    # Gradients of eight devices are summed: each is sent once there and once back.
+    sums = [each for each in found.sent if each.op == "all-reduce"]
+    assert sum(each.bytes for each in sums) >= memory.params
+    assert line["sent"] == sum(each.sent_bytes for each in found.sent)
 
 
 def test_a_cloud_without_a_mesh_has_no_stages():
