@@ -1,7 +1,5 @@
 """The mesh of the cloud's devices, on one host or on several."""
 
-import hashlib
-import json
 import math
 import re
 import socket
@@ -10,17 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
+from splitjax.core.job import Disagreement, gather
 from splitjax.core.tree import nearest
 
 # What each axis divides: examples, blocks in a row, the width of a block, experts.
 AXES = ("data", "pipe", "tensor", "expert")
-
-
-class Disagreement(ValueError):
-    """Processes of one job that do not run the same thing."""
 
 
 def make_cloud_mesh(
@@ -166,8 +159,7 @@ def _wait_for(coordinator: str, timeout_seconds: int) -> None:
 def check_agreement(config: Any) -> None:
     """Raises unless all processes of the job run the same config; call it once, first.
 
-    One that runs another program would wait for ever in its first collective. This one
-    is the same whatever the config is: each process gives a digest of 32 bytes.
+    One that runs another program would wait for ever in its first collective.
 
     Args:
       config: what the program depends on, as JSON types.
@@ -178,24 +170,22 @@ def check_agreement(config: Any) -> None:
     Example:
       >>> check_agreement({"mesh": "data=2", "seed": 0})
     """
-    text = json.dumps(config, sort_keys=True)
-    own = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
-    compare(np.asarray(multihost_utils.process_allgather(own)).reshape(-1, own.size))
+    compare(gather("the comparison of configs", config))
 
 
-def compare(digests: np.ndarray) -> None:
-    """Raises unless the digests (processes, bytes) are all alike.
+def compare(configs: Sequence[Any]) -> None:
+    """Raises unless the configs of all processes are alike.
 
     Example:
-      >>> compare(np.array([[1, 2], [1, 2], [1, 3]], np.uint8))
+      >>> compare([{"seed": 0}, {"seed": 0}, {"seed": 1}])
       Traceback (most recent call last):
       ...
-      splitjax.parallel.mesh.Disagreement: the config of process 2 is not that of \
+      splitjax.core.job.Disagreement: the config of process 2 is not that of \
 process 0 (of 3): start all of them with the same options
     """
-    unlike = np.flatnonzero((digests != digests[:1]).any(1))
-    if len(unlike):
+    unlike = [n for n, config in enumerate(configs) if config != configs[0]]
+    if unlike:
         raise Disagreement(
             f"the config of process {', '.join(map(str, unlike))} is not that of "
-            f"process 0 (of {len(digests)}): start all of them with the same options"
+            f"process 0 (of {len(configs)}): start all of them with the same options"
         )

@@ -37,6 +37,7 @@ def job(module: str, arguments: list[str]) -> list[subprocess.CompletedProcess]:
     finally:
         for child in children:
             child.kill()
+            child.communicate()
     return [
         subprocess.CompletedProcess(child.args, child.returncode, out, err)
         for child, out, err in made

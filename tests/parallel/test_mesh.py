@@ -1,12 +1,12 @@
 import socket
 
 import jax
-import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from splitjax.core.job import Disagreement
 from splitjax.parallel import check_agreement, join_processes, make_cloud_mesh, mesh
-from splitjax.parallel.mesh import Disagreement, compare, parse, text_of
+from splitjax.parallel.mesh import compare, parse, text_of
 
 
 def test_axes_are_auto_and_in_the_order_of_the_text():
@@ -43,13 +43,13 @@ def test_g_a_text_that_is_no_mesh(text, says):
         make_cloud_mesh(text)
 
 
-def test_one_process_agrees_with_itself_and_unlike_digests_are_named():
+def test_one_process_agrees_with_itself_and_unlike_configs_are_named():
     check_agreement({"rank": 8, "mesh": "data=8"})
-    digests = np.zeros((4, 32), np.uint8)
-    compare(digests)
-    digests[[1, 3], 31] = 1
+    configs = [{"rank": 8, "seed": 0}] * 4
+    compare(configs)
+    configs[1] = configs[3] = {"rank": 8, "seed": 1}
     with pytest.raises(Disagreement, match="process 1, 3 is not that of process 0"):
-        compare(digests)
+        compare(configs)
 
 
 def test_g_processes_that_cannot_meet():
