@@ -1,10 +1,12 @@
-"""A folder that one process at a time may use."""
+"""A folder that one process at a time may use, or one job of several."""
 
 import contextlib
 import fcntl
 import os
 import pathlib
 from collections.abc import Iterator
+
+from splitjax.core.job import at_first
 
 
 class InUse(RuntimeError):
@@ -15,8 +17,11 @@ class InUse(RuntimeError):
 def exclusive(folder: str | pathlib.Path) -> Iterator[None]:
     """Holds a folder until the context ends, or the process does.
 
+    In a job of several processes all call it, and process 0 holds it for them.
+
     Raises:
-      InUse: when another process, or another context of this one, holds it.
+      InUse: when another process or job, or another context of this one, holds it; on
+        every process of the job.
 
     Example:
       >>> import tempfile
@@ -27,7 +32,17 @@ def exclusive(folder: str | pathlib.Path) -> Iterator[None]:
       ...
       splitjax.storage.lock.InUse: ... is in use by process ...
     """
-    folder = pathlib.Path(folder)
+    with contextlib.ExitStack() as held:
+
+        def take() -> None:
+            held.enter_context(_locked(pathlib.Path(folder)))
+
+        at_first("the lock of the run's folder", take, InUse)
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "lock"
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)

@@ -3,6 +3,7 @@ import gc
 import itertools
 import json
 import math
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,8 @@ from jax.sharding import PartitionSpec as P
 from splitjax.parallel.mesh import make_cloud_mesh, parse
 from splitjax.storage import checkpoint
 from splitjax.storage.checkpoint import CheckpointError, Checkpoints
+from tests.parallel.jobs import job
+from tests.storage import saved_by
 
 
 class Inner(NamedTuple):
@@ -196,3 +199,43 @@ def test_threads_save_and_load_at_the_same_time(tmp_path):
 
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         list(pool.map(run, range(3)))
+
+
+# Several processes.
+
+
+@pytest.mark.slow
+def test_a_job_of_two_processes_and_one_process_restore_each_others(tmp_path):
+    """Of another mesh, to the bit; and what a job may not do is named to both of it."""
+    mesh = make_cloud_mesh("data=2,tensor=4")
+    store = Checkpoints(tmp_path, saved_by.CONFIG, keep=9)
+    given, facts = saved_by.tree(mesh, 0), {"step": 1, "scores": [0.1]}
+    store.save(1, given, facts)
+    done = job("tests.storage.saved_by", [str(tmp_path)] * 2)
+    assert [one.returncode for one in done] == [0, 0], done[0].stderr[-2000:]
+    first, second = (json.loads(one.stdout.splitlines()[-1]) for one in done)
+    want = saved_by.bits(given)
+    for found in first, second:
+        assert found["made"] == found["again"] == want
+        assert found["facts"] == facts and found["steps"] == [1, 2, 3]
+    made, found = store.restore(saved_by.tree(mesh, 1), 2)
+    assert saved_by.bits(made) == want and found == facts
+    files = (tmp_path / "checkpoints" / "2").rglob("*")
+    size = sum(path.stat().st_size for path in files)
+    assert given["table"].nbytes < size < 2 * given["table"].nbytes  # written once
+
+    says = {
+        "step": "Disagreement: process 1 is at the save of step 4, and process 0 at",
+        "restored": "Disagreement: process 1 is at the restoring of step 2, and",
+        "call": "Disagreement: process 1 is at the save of step 3, and process 0 at",
+        "tree": "Disagreement: .* differ in 1 leaves, as own/host: 'int32.3. of digest",
+        "config": "CheckpointError: .*rank: 8 in process 0, 9 in process 1",
+        "run": "CheckpointError: .* holds a run of another config .rank: 8 there, 4",
+        "folder": "NotShared: process 1 .of 2. does not see .* must share its folder",
+        "lock": "InUse: .* is in use by process",
+        "broken": "(CheckpointError: process 1 failed at the restor.*|Invalid.*)_lost",
+        "facts": "(TypeError|CheckpointError: process 0 failed at the save of step 3)",
+    }
+    for found in first["said"], second["said"]:
+        assert set(found) == set(says)
+        assert [name for name in says if not re.match(says[name], found[name])] == []
