@@ -57,12 +57,13 @@ from splitjax import data
 from splitjax.metrics.memory import device_bytes
 from splitjax.parallel import RULES, Rule, make_cloud_mesh, place
 from splitjax.parallel.rules import table
-from splitjax.train import memory_report, plan_report
+from splitjax.studies import memory as memory_report
+from splitjax.studies.plan import report as plan_report
+from splitjax.studies.plan.options import Planning
+from splitjax.studies.plan.plan import plan_and_measure
+from splitjax.studies.plan.subject import subject_of
 from splitjax.train.finetune import Finetune
 from splitjax.train.loop import open_run, tick_batch
-from splitjax.train.plan import plan_and_measure
-from splitjax.train.plan_options import Planning
-from splitjax.train.plan_subject import subject_of
 
 SMALL = bool(os.environ.get("SMALL"))
 STEPS = 3 if SMALL else 20

@@ -12,7 +12,7 @@ Expect: test accuracy, mean of seeds 0, 1, 2 (2026-11-29): exact .9833, within b
 Cost: 1 minute of CPU time
 """
 
-from splitjax.train.residuals import Residuals
+from splitjax.studies.residuals.residuals import Residuals
 
 
 def get_config() -> Residuals:

@@ -7,7 +7,7 @@ Expect: not run; configs/comet_digits.py was
 Cost: 5 minutes of CPU time an arm, by the speed of the digits
 """
 
-from splitjax.train.residuals import Residuals
+from splitjax.studies.residuals.residuals import Residuals
 
 
 def get_config() -> Residuals:

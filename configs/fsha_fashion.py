@@ -9,7 +9,7 @@ Expect: error over that of the mean picture, seed 0 (2026-11-24): plain .041, le
 Cost: 15 minutes on one shared CPU core
 """
 
-from splitjax.train.hijack_options import Hijack
+from splitjax.studies.fsha.options import Hijack
 
 
 def get_config() -> Hijack:

@@ -7,7 +7,7 @@ Expect: not run (Fashion-MNIST in place of MNIST, so the paper's number is no ta
 Cost: 10,000 batches of a critic of 8 million parameters an arm: give it an accelerator
 """
 
-from splitjax.train.hijack_options import Hijack
+from splitjax.studies.fsha.options import Hijack
 
 
 def get_config() -> Hijack:

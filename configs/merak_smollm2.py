@@ -10,7 +10,7 @@ Expect: on one core (2026-11-29): stages
 Cost: about 90 s of one CPU core
 """
 
-from splitjax.train.plan_options import Planning
+from splitjax.studies.plan.options import Planning
 
 
 def get_config() -> Planning:

@@ -10,7 +10,7 @@ Cost: no whole run was made yet; what is rebuilt in a step costs the same for te
   any length
 """
 
-from splitjax.train.mixture import Mixture
+from splitjax.studies.mixture.mixture import Mixture
 
 
 def get_config() -> Mixture:

@@ -10,7 +10,7 @@ Expect: not measured yet.
 Cost: not measured; 3 minutes of one CPU core to train the model, and the fit
 """
 
-from splitjax.train.compress_options import Compress
+from splitjax.studies.compress.options import Compress
 
 
 def get_config() -> Compress:

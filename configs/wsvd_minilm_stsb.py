@@ -12,7 +12,7 @@ Expect: seed 0 (2026-11-24, iterations=3, fisher_examples=128), dev Spearman of 
 Cost: at 50 % 100 s of one CPU core for the three, beside 3 minutes to train the model
 """
 
-from splitjax.train.compress_options import Compress
+from splitjax.studies.compress.options import Compress
 
 
 def get_config() -> Compress:

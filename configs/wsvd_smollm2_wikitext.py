@@ -10,7 +10,7 @@ Cost: those two points 8 minutes of one CPU core that others used too, 2 for the
   by their speed 16,384 tokens would take 2 minutes more a point
 """
 
-from splitjax.train.compress_language import CompressLanguage
+from splitjax.studies.compress.language import CompressLanguage
 
 
 def get_config() -> CompressLanguage:

@@ -2,14 +2,14 @@
 
 Paper: the big-model report (arXiv 2207.11912) names the classes, and trains no model
 Run: python -m experiments.finetune --config=configs/zero_moe_minilm.py
-Expect: the losses of the same run on one device (tests/train/test_mixture.py holds a
+Expect: the losses of the same run on one device (tests/studies/test_mixture.py holds a
   small one to that). Of the cloud's half a device has two experts of each layer and all
   else, and a half of the optimizer's state of that. No whole run was made, so there is
   no score to expect
 Cost: not measured; JAX_NUM_CPU_DEVICES=8 stands before the command on a CPU
 """
 
-from splitjax.train.mixture import Mixture
+from splitjax.studies.mixture.mixture import Mixture
 
 
 def get_config() -> Mixture:

@@ -24,31 +24,25 @@ import pathlib
 
 from absl import flags as absl_flags
 
-from splitjax.train import (
-    bench,
-    bench_kernels,
-    bench_pipeline,
-    bench_plan,
-    bench_schedule,
-    flags,
-)
+from splitjax.bench import kernels, pipeline, plan, schedule
+from splitjax.train import flags, timing
 
 WORKDIR = absl_flags.DEFINE_string("workdir", "runs/bench_cloud", "where to write")
 ROUNDS = absl_flags.DEFINE_integer("rounds", 15, "how often each is timed")
 ONLY = absl_flags.DEFINE_string("only", "", "parts whose name has this expression")
-CLOCK = absl_flags.DEFINE_enum("clock", "wall", list(bench.CLOCKS), "what is counted")
-# Those that need more devices come later: see `pipe_times.get_devices`.
+CLOCK = absl_flags.DEFINE_enum("clock", "wall", list(timing.CLOCKS), "what is counted")
+# Those that need more devices come later: see `studies.plan.times`.
 PARTS = {
-    **bench_kernels.PARTS,
-    **bench_schedule.PARTS,
-    **bench_pipeline.PARTS,
-    **bench_plan.PARTS,
+    **kernels.PARTS,
+    **schedule.PARTS,
+    **pipeline.PARTS,
+    **plan.PARTS,
 }
 
 
 def main(_: list[str]) -> None:
     """Measures every part in turn."""
-    bench.main(
+    timing.main(
         PARTS,
         pathlib.Path(WORKDIR.value, "bench_cloud.json"),
         rounds=ROUNDS.value,

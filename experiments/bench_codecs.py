@@ -17,13 +17,14 @@ import re
 import jax
 from absl import flags as absl_flags
 
-from splitjax.train import bench, bench_codecs, flags
+from splitjax.bench import codecs
+from splitjax.train import flags, timing
 
 WORKDIR = absl_flags.DEFINE_string("workdir", "runs/bench_codecs", "where to write")
 ROUNDS = absl_flags.DEFINE_integer("rounds", 30, "how often each is timed")
 ONLY = absl_flags.DEFINE_string("only", "", "codecs whose name has this expression")
-SHAPE = absl_flags.DEFINE_list("shape", [*map(str, bench_codecs.SHAPE)], "of the array")
-CLOCK = absl_flags.DEFINE_enum("clock", "wall", list(bench.CLOCKS), "what is counted")
+SHAPE = absl_flags.DEFINE_list("shape", [*map(str, codecs.SHAPE)], "of the array")
+CLOCK = absl_flags.DEFINE_enum("clock", "wall", list(timing.CLOCKS), "what is counted")
 PEERS = absl_flags.DEFINE_bool("peers", True, "also measure at the peers' sizes")
 
 
@@ -32,27 +33,27 @@ def main(_: list[str]) -> None:
     # XLA counts the cores when it starts.
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    x = bench_codecs.activations(tuple(map(int, SHAPE.value)))
+    x = codecs.activations(tuple(map(int, SHAPE.value)))
     timed = functools.partial(
-        bench.interleaved,
+        timing.interleaved,
         rounds=ROUNDS.value,
         before=2,
-        clock=bench.CLOCKS[CLOCK.value],
+        clock=timing.CLOCKS[CLOCK.value],
     )
     made: list[dict] = []
-    for case in bench_codecs.cases():
+    for case in codecs.cases():
         if re.search(ONLY.value, case.codec.name):
-            made += bench_codecs.measure(case, x, timed)
+            made += codecs.measure(case, x, timed)
     if PEERS.value:
-        for peer in bench_codecs.peers():
+        for peer in codecs.peers():
             if re.search(ONLY.value, peer.codec.name):
-                made += bench_codecs.against(peer, timed)
+                made += codecs.against(peer, timed)
         if re.search(ONLY.value, "c3"):
-            made += bench_codecs.against_direct(timed)
+            made += codecs.against_direct(timed)
     if not made:
         raise SystemExit(f"--only={ONLY.value}: no codec has this in its name")
     path = pathlib.Path(WORKDIR.value, "bench_codecs.json")
-    bench.finish(made, path)
+    timing.finish(made, path)
 
 
 if __name__ == "__main__":

@@ -13,18 +13,19 @@ import pathlib
 
 from absl import flags as absl_flags
 
-from splitjax.train import bench, bench_factors, flags
+from splitjax.bench import factors
+from splitjax.train import flags, timing
 
 WORKDIR = absl_flags.DEFINE_string("workdir", "runs/bench_factors", "where to write")
 ROUNDS = absl_flags.DEFINE_integer("rounds", 15, "how often each is timed")
 ONLY = absl_flags.DEFINE_string("only", "", "parts whose name has this expression")
-CLOCK = absl_flags.DEFINE_enum("clock", "wall", list(bench.CLOCKS), "what is counted")
+CLOCK = absl_flags.DEFINE_enum("clock", "wall", list(timing.CLOCKS), "what is counted")
 
 
 def main(_: list[str]) -> None:
     """Measures every part in turn."""
-    bench.main(
-        bench_factors.PARTS,
+    timing.main(
+        factors.PARTS,
         pathlib.Path(WORKDIR.value, "bench_factors.json"),
         rounds=ROUNDS.value,
         only=ONLY.value,

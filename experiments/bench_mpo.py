@@ -13,30 +13,31 @@ import pathlib
 
 from absl import flags as absl_flags
 
-from splitjax.train import bench, bench_mpo, flags
+from splitjax.bench import mpo
+from splitjax.train import flags, timing
 
 WORKDIR = absl_flags.DEFINE_string("workdir", "runs/bench_mpo", "where to write")
 ROUNDS = absl_flags.DEFINE_integer("rounds", 20, "how often each is timed")
-BONDS = absl_flags.DEFINE_list("bonds", [*map(str, bench_mpo.BONDS)], "0: full ones")
-TOKENS = absl_flags.DEFINE_list("tokens", [*map(str, bench_mpo.TOKENS)], "rising")
-CLOCK = absl_flags.DEFINE_enum("clock", "wall", list(bench.CLOCKS), "what is counted")
+BONDS = absl_flags.DEFINE_list("bonds", [*map(str, mpo.BONDS)], "0: full ones")
+TOKENS = absl_flags.DEFINE_list("tokens", [*map(str, mpo.TOKENS)], "rising")
+CLOCK = absl_flags.DEFINE_enum("clock", "wall", list(timing.CLOCKS), "what is counted")
 
 
 def main(_: list[str]) -> None:
     """Measures every bond in turn."""
     # XLA counts the cores when it starts.
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    clock = bench.CLOCKS[CLOCK.value]
+    clock = timing.CLOCKS[CLOCK.value]
     timed = functools.partial(
-        bench.interleaved, rounds=ROUNDS.value, before=1, clock=clock
+        timing.interleaved, rounds=ROUNDS.value, before=1, clock=clock
     )
     rows: list[dict] = []
     for bond in map(int, BONDS.value):
-        factor = bench_mpo.made(bench_mpo.DIMS, bond)
+        factor = mpo.made(mpo.DIMS, bond)
         name = f"bond {bond}" if bond else "full bonds"
-        rows += bench_mpo.measure(factor, [*map(int, TOKENS.value)], timed, name=name)
+        rows += mpo.measure(factor, [*map(int, TOKENS.value)], timed, name=name)
     path = pathlib.Path(WORKDIR.value, "bench_mpo.json")
-    bench.finish(rows, path)
+    timing.finish(rows, path)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ import tempfile
 import jax
 from absl import flags as absl_flags
 
+from splitjax.bench.links import loopback, slow
+from splitjax.bench.processes import Bench, do, pin
+from splitjax.bench.start import start
+from splitjax.bench.steps import one_process
 from splitjax.core.tree import nearest
 from splitjax.runtime.certificates import make_certificates
-from splitjax.train import bench, flags, processes
-from splitjax.train.bench_links import loopback, slow
-from splitjax.train.bench_processes import Bench, do, pin
-from splitjax.train.bench_start import start
-from splitjax.train.bench_steps import one_process
+from splitjax.train import flags, processes, timing
 
 LAUNCH = flags.define("configs/sft_stsb.py")
 PARTS = {"one_process": one_process, "loopback": loopback, "slow": slow, "start": start}
@@ -88,7 +88,7 @@ def main(_: list[str]) -> None:
                 made += PARTS[part](dataclasses.replace(b, rounds=rounds))
             if not CORES.value and part in PINNED:
                 made += on_cores(part, command, pathlib.Path(room, part))
-    table = bench.write(made, LAUNCH.workdir / "bench_split.json")
+    table = timing.write(made, LAUNCH.workdir / "bench_split.json")
     sys.stdout.write(f"{table}\n")
 
 

@@ -11,8 +11,9 @@ import sys
 
 from absl import logging
 
-from splitjax.train import compress, flags
-from splitjax.train.compress_table import plot, table
+from splitjax.studies.compress import compress
+from splitjax.studies.compress.table import plot, table
+from splitjax.train import flags
 
 LAUNCH = flags.define("configs/wsvd_minilm_stsb.py")
 

@@ -8,9 +8,9 @@ With LRPET fine-tuning after each compression: --config.tune=lrpet
 
 import sys
 
+from splitjax.studies.compress.language import compress_language
+from splitjax.studies.compress.table import plot, table
 from splitjax.train import flags
-from splitjax.train.compress_language import compress_language
-from splitjax.train.compress_table import plot, table
 
 LAUNCH = flags.define("configs/wsvd_smollm2_wikitext.py")
 

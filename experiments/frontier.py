@@ -15,7 +15,8 @@ import sys
 from absl import flags as absl_flags
 from absl import logging
 
-from splitjax.train import flags, frontier
+from splitjax.studies import frontier
+from splitjax.train import flags
 from splitjax.train.loop import train
 
 LAUNCH = flags.define("configs/sft_stsb.py")
@@ -29,7 +30,7 @@ GRID = absl_flags.DEFINE_multi_string(
 def main(_: list[str]) -> None:
     """Runs the un-split model and every point, each over all seeds."""
     experiment, workdir = LAUNCH.run, LAUNCH.workdir
-    grids = GRID.value or flags.grid_of(LAUNCH.path)
+    grids = GRID.value or flags.proposed(LAUNCH.path, "GRID")
     points = frontier.points(grids, experiment)
     names = ["mode=unsplit", *map(frontier.name_of, points)]
     runs = [experiment.unsplit()]

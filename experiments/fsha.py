@@ -5,9 +5,10 @@ import sys
 
 from absl import logging
 
-from splitjax.train import flags, hijack_report
-from splitjax.train.hijack import play
-from splitjax.train.hijack_options import ARMS
+from splitjax.studies.fsha import report as hijack_report
+from splitjax.studies.fsha.fsha import play
+from splitjax.studies.fsha.options import ARMS
+from splitjax.train import flags
 
 LAUNCH = flags.define("configs/fsha_digits.py")
 

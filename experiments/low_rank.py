@@ -7,8 +7,8 @@ picture, and scores of each, all but the plain one as products of two kernels.
 import json
 import sys
 
+from splitjax.studies.low_rank import compare
 from splitjax.train import flags, report
-from splitjax.train.rank_comparison import compare
 
 LAUNCH = flags.define("configs/lrpet_cifar_resnet.py")
 

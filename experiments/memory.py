@@ -13,7 +13,8 @@ import jax
 from absl import flags as absl_flags
 
 from splitjax.parallel.mesh import parse
-from splitjax.train import flags, memory_report
+from splitjax.studies import memory as memory_report
+from splitjax.train import flags
 from splitjax.train.scaled import RECOMPUTE
 
 LAUNCH = flags.define("configs/zero_minilm.py")

@@ -10,7 +10,9 @@ import sys
 from absl import flags as absl_flags
 from absl import logging
 
-from splitjax.train import flags, mixture, mixture_report
+from splitjax.studies.mixture import mixture
+from splitjax.studies.mixture import report as mixture_report
+from splitjax.train import flags
 from splitjax.train.loop import train
 
 LAUNCH = flags.define("configs/mpoe_minilm.py")

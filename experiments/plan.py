@@ -12,8 +12,9 @@ import sys
 
 import jax
 
-from splitjax.train import flags, plan_report
-from splitjax.train.plan import plan_and_measure
+from splitjax.studies.plan import report as plan_report
+from splitjax.studies.plan.plan import plan_and_measure
+from splitjax.train import flags
 
 LAUNCH = flags.define("configs/merak_smollm2.py")
 

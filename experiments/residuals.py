@@ -8,7 +8,8 @@ import sys
 
 from absl import logging
 
-from splitjax.train import flags, residuals
+from splitjax.studies.residuals import residuals
+from splitjax.train import flags
 
 LAUNCH = flags.define("configs/comet_digits.py")
 

@@ -17,8 +17,10 @@ FLOORS = {
     3: "models algorithms parallel",
     4: "runtime",
     5: "train",
-    6: "splitjax",  # the package's own face, splitjax/*.py
-    7: "experiments configs",
+    6: "studies",
+    7: "bench",
+    8: "splitjax",  # the package's own face, splitjax/*.py
+    9: "experiments configs",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 ARROWS: dict[str, set[str]] = {}  # {"from": {"to"}}: siblings that may know each other

@@ -87,27 +87,28 @@ def define(default: str) -> Launch:
     return Launch(holder)
 
 
-def grid_of(path: str) -> tuple[str, ...]:
-    """The sweep that a config file proposes: its `GRID`, texts as `frontier.grid` has.
+def proposed(path: str, name: str) -> tuple[str, ...]:
+    """What a config file proposes: its `GRID` or `ARMS`, texts as `frontier.grid` has.
 
     Raises:
-      SystemExit: when there is no such file, it has no `GRID`, or that is one text.
+      SystemExit: when there is no such file, it has none, or that is one text.
 
     Example:
-      >>> grid_of("configs/sft_stsb.py")
+      >>> proposed("configs/sft_stsb.py", "GRID")
       ('layer=1,2 rank=16,32',)
     """
     _there(path)
-    found = runpy.run_path(path).get("GRID")
+    found = runpy.run_path(path).get(name)
     if not found:
+        flag = name.lower().rstrip("s")
         raise SystemExit(
-            f"--config={path}: the file proposes no sweep (it has no GRID): say which "
-            "points, as --grid='FIELD=VALUE,VALUE'"
+            f"--config={path}: the file proposes none (it has no {name}): say which "
+            f"points, as --{flag}='FIELD=VALUE,VALUE'"
         )
     if isinstance(found, str):
         raise SystemExit(
-            f"--config={path}: GRID is a text, {found!r}, and must be a tuple of them: "
-            f"GRID = ({found!r},)"
+            f"--config={path}: {name} is a text, {found!r}, and must be a tuple of "
+            f"them: {name} = ({found!r},)"
         )
     return tuple(found)
 

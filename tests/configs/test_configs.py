@@ -7,13 +7,14 @@ import pytest
 from splitjax.data.benchmarks import BENCHMARKS, GLUE
 from splitjax.data.images import IMAGES
 from splitjax.data.stream import CORPORA
-from splitjax.train import flags, frontier
+from splitjax.studies import frontier, optimizers
+from splitjax.studies.fsha.options import Hijack
+from splitjax.studies.plan.options import Planning
+from splitjax.studies.residuals.residuals import Residuals
+from splitjax.train import flags
 from splitjax.train.experiment import Experiment
-from splitjax.train.hijack_options import Hijack
 from splitjax.train.language import ARCHIVES, Language
 from splitjax.train.next_token import NextToken
-from splitjax.train.plan_options import Planning
-from splitjax.train.residuals import Residuals
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
@@ -55,18 +56,17 @@ def test_a_config_says_how_to_run_it(name):
             assert word[len("--config.") :].partition("=")[0] in names
 
 
-SWEPT = [
-    path.name
-    for path in sorted((ROOT / "configs").glob("*.py"))
-    if "\nGRID = " in path.read_text()
-]
+def having(name: str) -> list[str]:
+    """The configs that propose something under a name."""
+    files = sorted((ROOT / "configs").glob("*.py"))
+    return [path.name for path in files if f"\n{name} = " in path.read_text()]
 
 
-@pytest.mark.parametrize("name", SWEPT)
+@pytest.mark.parametrize("name", having("GRID"))
 def test_every_point_of_a_sweep_makes_sense(name):
     path = str(ROOT / "configs" / name)
     experiment = flags.load(path)
-    points = frontier.points(flags.grid_of(path), experiment)
+    points = frontier.points(flags.proposed(path, "GRID"), experiment)
     assert len(points) > 1
     for point in points:
         dataclasses.replace(experiment, **point).validate()
@@ -74,6 +74,15 @@ def test_every_point_of_a_sweep_makes_sense(name):
     assert len({frontier.name_of(point) for point in points}) == len(points)
 
 
+@pytest.mark.parametrize("name", having("ARMS"))
+def test_every_point_of_an_arm_makes_sense(name):
+    path = str(ROOT / "configs" / name)
+    experiment = flags.load(path)
+    arms = optimizers.arms(flags.proposed(path, "ARMS"), experiment)
+    for point in (point for points in arms.values() for point in points):
+        dataclasses.replace(experiment, **point).validate()
+
+
 def test_a_config_without_a_sweep_says_so():
-    with pytest.raises(SystemExit, match="proposes no sweep"):
-        flags.grid_of(str(ROOT / "configs" / "sft_cola.py"))
+    with pytest.raises(SystemExit, match="no GRID.*--grid="):
+        flags.proposed(str(ROOT / "configs" / "sft_cola.py"), "GRID")

@@ -149,7 +149,7 @@ def test_bench_split_measures_every_part(run):
 def test_plan_prints_its_stages_and_draws_them(run):
     """Of an experiment's model, on two virtual devices."""
     (run.folder / "planned.py").write_text(
-        "from splitjax.train.plan_options import Planning\n\n\ndef get_config():\n"
+        "from splitjax.studies.plan.options import Planning\n\n\ndef get_config():\n"
         "    how = dict(devices=2, mesh='pipe=2', micro=2, rounds=1)\n"
         "    return Planning(model='mine.py', **how)\n"
     )
@@ -178,7 +178,8 @@ def test_bench_cloud_measures_a_part(run):
 @pytest.mark.slow
 def test_residuals_compares_its_arms(run):
     (run.folder / "kept.py").write_text(
-        "from splitjax.train.residuals import Residuals\n\n\ndef get_config():\n"
+        "from splitjax.studies.residuals.residuals import Residuals\n\n\n"
+        "def get_config():\n"
         "    how = dict(widths=(4,), steps=2, limit=64, batch_size=32, seeds=(0,))\n"
         "    return Residuals(arms=('exact', '8 bits'), **how)\n"
     )

@@ -17,8 +17,8 @@ from splitjax.privacy import (
     ridge_inversion,
     variance_left,
 )
-from splitjax.train.hijack import play
-from splitjax.train.hijack_options import ARMS, Hijack
+from splitjax.studies.fsha.fsha import play
+from splitjax.studies.fsha.options import ARMS, Hijack
 
 KNOWN = 1000
 

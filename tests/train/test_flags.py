@@ -59,13 +59,13 @@ def test_a_file_without_get_config_is_told(tmp_path):
         flags.load(str(tmp_path / "empty.py"))
 
 
-def test_a_grid_that_is_one_text_is_told(tmp_path):
+def test_a_sweep_that_is_one_text_is_told(tmp_path):
     path = tmp_path / "grid.py"
     path.write_text("GRID = 'rank=1,2'\n")
     with pytest.raises(SystemExit, match=r"must be a tuple.*GRID = \('rank=1,2',\)"):
-        flags.grid_of(str(path))
+        flags.proposed(str(path), "GRID")
     path.write_text("GRID = ('rank=1,2',)\n")
-    assert flags.grid_of(str(path)) == ("rank=1,2",)
+    assert flags.proposed(str(path), "GRID") == ("rank=1,2",)
 
 
 def test_help_has_every_field_with_its_value_and_meaning(path, capsys):

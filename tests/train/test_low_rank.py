@@ -10,9 +10,9 @@ import pytest
 from splitjax.core.matrix import Rule, as_matrix
 from splitjax.core.tree import flat, path_name
 from splitjax.storage.log import read
+from splitjax.studies.low_rank import compare, measured
 from splitjax.train.classify import Classify
 from splitjax.train.loop import open_run, open_trained, tick_batch
-from splitjax.train.rank_comparison import compare, measured
 
 TINY = dict(
     task="digits",

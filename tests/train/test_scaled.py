@@ -16,11 +16,11 @@ from splitjax.data.batches import model_inputs
 from splitjax.metrics.memory import device_bytes
 from splitjax.parallel.spread import FROM
 from splitjax.storage import log
+from splitjax.studies.memory import row, rows, text, write
 from splitjax.train import flags
 from splitjax.train.classify import Classify
 from splitjax.train.finetune import Finetune
 from splitjax.train.loop import open_run, tick_batch
-from splitjax.train.memory_report import row, rows, text, write
 
 CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "zero_minilm.py")
 TINY = dict(

@@ -1,0 +1,1 @@
+"""Experiments that ask more than one fine-tuning run does, each with its report."""

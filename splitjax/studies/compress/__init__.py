@@ -1,0 +1,1 @@
+"""Weights in fewer bytes: what a model scores before, after, and trained on."""

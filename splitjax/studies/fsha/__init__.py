@@ -1,0 +1,1 @@
+"""Feature-space hijacking: a cloud that attacks, and what helps against it."""

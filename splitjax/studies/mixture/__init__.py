@@ -1,0 +1,1 @@
+"""Experts that share their cores, on a mixture of tasks."""

@@ -1,0 +1,252 @@
+"""Optimizers beside each other: tuned alike, then by steps and by seconds."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from splitjax.storage import log
+from splitjax.studies.frontier import grid, name_of
+from splitjax.train.experiment import Experiment
+from splitjax.train.loop import train
+from splitjax.train.report import is_lower_better, markdown, mean_and_deviation
+from splitjax.train.stepper import stepper
+from splitjax.train.timing import interleaved
+
+Point = dict[str, Any]
+
+
+def arms(grids: Sequence[str], experiment: Experiment) -> dict[str, list[Point]]:
+    """The points that each arm may choose from, by the arm's name.
+
+    Args:
+      grids: one an arm, see `frontier.grid`; what has one value in it names the arm.
+      experiment: whose options they are.
+
+    Raises:
+      ValueError: for fewer than two arms, two of one name, or arms of unlike numbers of
+        points: one would be tuned better than the other.
+
+    Example:
+      >>> grids = ["optimizer=sgd epochs=1,2", "optimizer=adamw epochs=1,3"]
+      >>> arms(grids, Experiment())["optimizer=adamw"][1]
+      {'optimizer': 'adamw', 'epochs': 3}
+    """
+    found: dict[str, list[Point]] = {}
+    for text in grids:
+        points = grid(text, experiment)
+        first = points[0]
+        name = name_of({k: v for k, v in first.items() if _all_of(points, k) == [v]})
+        if name in found or not name:
+            raise ValueError(
+                f"{text!r}: an arm is named by the options with one value, and "
+                f"{name!r} is " + ("taken" if name else "no name")
+            )
+        found[name] = points
+    counts = {name: len(points) for name, points in found.items()}
+    if len(found) < 2 or len(set(counts.values())) > 1:
+        raise ValueError(
+            f"two arms or more, each with as many points to choose from: {counts}"
+        )
+    return found
+
+
+def _all_of(points: Sequence[Point], name: str) -> list:
+    return list(dict.fromkeys(point[name] for point in points))
+
+
+def race(
+    experiment: Experiment, arms: dict[str, list[Point]], folder: pathlib.Path
+) -> list[dict[str, Any]]:
+    """Runs every point once, and of each arm the best one over all seeds.
+
+    The best is chosen by the first data split that is scored. An experiment with a
+    `hold_out` has that part of its training data there, and learns from all of it
+    afterwards.
+
+    Args:
+      experiment: with the rest of the options.
+      arms: see `arms`.
+      folder: gets a folder for each run; started again, it goes on there.
+
+    Returns:
+      A row for each arm: `name`; `chosen`, a point, and whether a value of it lies at
+      the `border` of those tried; `tried`, all points with what they scored; `value`
+      and `deviation` of the score in the end over seeds, `each` of them; and `curve`,
+      pairs of a step and the mean score then.
+
+    Raises:
+      ValueError: for options that make no sense, or a `hold_out` of 0.
+    """
+    held = getattr(experiment, "hold_out", None)
+    if held == 0:
+        raise ValueError(
+            "hold_out=0: rates would be chosen on the pictures that judge them; leave "
+            "some for that, as hold_out=5000"
+        )
+    experiment = dataclasses.replace(experiment, eval_every=1)
+    rest: Point = {} if held is None else {"hold_out": 0}
+    for point in (point for points in arms.values() for point in points):
+        dataclasses.replace(experiment, **point).validate()
+    first, rows = experiment.seeds[0], []
+    for name, points in arms.items():
+        tried = []
+        for point in points:
+            one = dataclasses.replace(experiment, **point)
+            tried.append(train(one, first, folder / name_of(point) / f"seed_{first}"))
+        metrics = [summary["metric"] for summary in tried]
+        best = (min if is_lower_better(tried[0]) else max)(metrics)
+        chosen = points[metrics.index(best)]
+        one = dataclasses.replace(experiment, **chosen, **rest)
+        made = {}
+        for seed in experiment.seeds:
+            room = folder / name_of(chosen | rest) / f"seed_{seed}"
+            made[room] = train(one, seed, room)
+        mean, deviation = mean_and_deviation([s["metric"] for s in made.values()])
+        summary = next(iter(made.values()))
+        rows.append(
+            {
+                "name": name,
+                "chosen": chosen,
+                "border": any(_at_border(points, chosen, k) for k in chosen),
+                "tried": [
+                    {**p, "metric": m} for p, m in zip(points, metrics, strict=True)
+                ],
+                "tried_on": tried[0]["metric_name"],
+                "value": mean,
+                "deviation": deviation,
+                "unit": summary["metric_name"],
+                "lower_is_better": is_lower_better(summary),
+                "each": [s["metric"] for s in made.values()],
+                "seeds": list(experiment.seeds),
+                "curve": _mean_curve(list(made), summary["metric_name"].split()[0]),
+            }
+        )
+    return rows
+
+
+def _at_border(points: Sequence[Point], chosen: Point, name: str) -> bool:
+    values = _all_of(points, name)
+    numbers = [v for v in values if isinstance(v, int | float)]
+    return len(numbers) > 1 and chosen[name] in (min(numbers), max(numbers))
+
+
+def _mean_curve(folders: Sequence[pathlib.Path], split: str) -> list[tuple[int, float]]:
+    scores: dict[int, list[float]] = {}
+    for folder in folders:
+        for line in log.read(folder):
+            if f"{split}_score" in line:
+                scores.setdefault(line["step"], []).append(line[f"{split}_score"])
+    return [(step, statistics.fmean(values)) for step, values in scores.items()]
+
+
+def seconds_of(
+    experiment: Experiment,
+    chosen: dict[str, Point],
+    *,
+    window: int,
+    rounds: int,
+    clock: Callable[[], float],
+) -> dict[str, list[float]]:
+    """Seconds of a step of each arm, timed in turn; one for each round.
+
+    Args:
+      experiment: the rest of the options.
+      chosen: by name.
+      window: steps that are timed together: as many as from one inversion of K-FAC's
+        factors to the next, which not every step makes.
+      rounds: how often.
+      clock: see `interleaved`.
+    """
+
+    def run(step):
+        return [step() for _ in range(window)][-1]
+
+    steps = {
+        name: functools.partial(
+            run, stepper(dataclasses.replace(experiment, **point))[1]
+        )
+        for name, point in chosen.items()
+    }
+    times = interleaved(steps, rounds=rounds, warm=1, clock=clock)
+    return {name: [t / window for t in values] for name, values in times.items()}
+
+
+def compared(
+    rows: Sequence[dict[str, Any]], times: dict[str, list[float]]
+) -> list[dict[str, Any]]:
+    """The rows with what they cost.
+
+    Each gets `seconds` of a step, its `ratio` to the first arm's within a round (the
+    median of both), the `target`, which is the worst of the arms' scores in the end,
+    and `steps_to` it and `seconds_to` it: when an arm first scored it, as far as its
+    scores tell.
+    """
+    worst = max if rows[0]["lower_is_better"] else min
+    target = worst(row["value"] for row in rows)
+    reference, made = times[rows[0]["name"]], []
+    for row in rows:
+        own = times[row["name"]]
+        seconds = statistics.median(own)
+        steps = next(_reached(row, target))
+        pairs = zip(own, reference, strict=True)
+        made.append(
+            {
+                **row,
+                "seconds": seconds,
+                "ratio": statistics.median(a / b for a, b in pairs),
+                "target": target,
+                "steps_to": steps,
+                "seconds_to": steps * seconds,
+            }
+        )
+    return made
+
+
+def _reached(row: dict[str, Any], target: float) -> Iterator[int]:
+    sign = -1 if row["lower_is_better"] else 1
+    return (step for step, score in row["curve"] if sign * score >= sign * target)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of `compared` as a Markdown table."""
+    target = f"{rows[0]['target']:.4f}"
+    head = ("arm", "chosen", f"{rows[0]['unit']}, in the end", "a step", "ratio")
+    head += (f"steps to {target}", f"seconds to {target}")
+    cells = [
+        (
+            row["name"],
+            name_of({k: v for k, v in row["chosen"].items() if k not in row["name"]})
+            + (" (at the border)" if row["border"] else ""),
+            f"{row['value']:.4f}"
+            + (f" ± {row['deviation']:.4f}" if len(row["each"]) > 1 else ""),
+            f"{1e3 * row['seconds']:.3g} ms",
+            f"{row['ratio']:.2f}",
+            str(row["steps_to"]),
+            f"{row['seconds_to']:.1f}",
+        )
+        for row in rows
+    ]
+    return markdown(head, cells)
+
+
+def write(rows: Sequence[dict[str, Any]], folder: pathlib.Path, title: str) -> str:
+    """Writes optimizers.json, .md and .png into a folder, and gives the table."""
+    from matplotlib.figure import Figure
+
+    shown = table(rows)
+    (folder / "optimizers.json").write_text(json.dumps(list(rows), indent=2) + "\n")
+    (folder / "optimizers.md").write_text(shown + "\n")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, unit in zip(figure.subplots(1, 2), ("steps", "seconds"), strict=True):
+        for row in rows:
+            scale = row["seconds"] if unit == "seconds" else 1
+            steps, scores = zip(*row["curve"], strict=True)
+            axes.plot([s * scale for s in steps], scores, "o-", label=row["name"])
+        axes.set(xlabel=unit, ylabel=row["unit"], title=title)
+        axes.legend()
+    figure.savefig(folder / "optimizers.png", dpi=120)
+    return shown

@@ -1,0 +1,110 @@
+"""Optimizers beside each other, tuned alike."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from splitjax.studies import optimizers
+from splitjax.train.classify import Classify
+from splitjax.train.experiment import Experiment
+
+TINY = dict(
+    task="digits", model="cnn", after=("block1",), batch_size=8, limit=16, pad=0
+)
+CONFIG = f"""
+from splitjax.train.classify import Classify
+
+ARMS = (
+    "optimizer=sgd learning_rate=1e-2,1e-6",
+    "optimizer=adamw learning_rate=1e-6,1e-3",
+)
+
+
+def get_config():
+    return Classify(**{TINY!r}, hold_out=40, eval_limit=40, epochs=2, flip=False)
+"""
+
+
+def row(name, curve, **more):
+    whole = dict(name=name, chosen={"optimizer": name, "rate": 1}, border=False)
+    given = dict(each=[curve[-1][1]], unit="dev accuracy", lower_is_better=False)
+    return {**whole, **given, "value": curve[-1][1], "deviation": 0.0, **more} | {
+        "curve": curve
+    }
+
+
+def test_the_target_is_what_all_of_them_reach():
+    rows = [
+        row("slow", [(10, 0.2), (20, 0.5), (30, 0.8)]),
+        row("fast", [(10, 0.7), (20, 0.9), (30, 0.95)]),
+    ]
+    times = {"slow": [1.0, 2.0, 3.0], "fast": [2.0, 5.0, 6.0]}
+    slow, fast = optimizers.compared(rows, times)
+    assert slow["target"] == fast["target"] == 0.8
+    assert (slow["steps_to"], fast["steps_to"]) == (30, 20)
+    assert (slow["ratio"], fast["ratio"], fast["seconds"]) == (1.0, 2.0, 5.0)
+    assert fast["seconds_to"] == 100.0
+    shown = optimizers.table([slow, fast])
+    assert "steps to 0.8000" in shown and "rate=1" in shown
+
+
+def test_of_a_score_that_falls_the_target_is_the_highest():
+    rows = [
+        row("a", [(1, 9.0), (2, 5.0)], lower_is_better=True),
+        row("b", [(1, 4.0), (2, 3.0)], lower_is_better=True),
+    ]
+    one, other = optimizers.compared(rows, {"a": [1.0], "b": [1.0]})
+    assert one["target"] == 5.0
+    assert (one["steps_to"], other["steps_to"]) == (2, 1)
+
+
+@pytest.mark.slow
+def test_the_main_chooses_on_what_is_held_out_and_judges_on_the_rest(tmp_path):
+    """And started again it makes no run a second time."""
+    (tmp_path / "mine.py").write_text(CONFIG)
+    root = pathlib.Path(__file__).parents[2]
+    command = ["-m", "experiments.optimizers", f"--config={tmp_path / 'mine.py'}"]
+    command += ["--workdir", str(tmp_path / "w"), "--window=2", "--rounds=1"]
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, *command],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=root,
+        )
+        assert done.returncode == 0, done.stderr
+        rows = json.loads((tmp_path / "w" / "optimizers.json").read_text())
+        assert [r["name"] for r in rows] == ["optimizer=sgd", "optimizer=adamw"]
+        for r in rows:
+            best = max(tried["metric"] for tried in r["tried"])
+            [chosen] = [t for t in r["tried"] if t["metric"] == best][:1]
+            assert chosen["learning_rate"] == r["chosen"]["learning_rate"]
+            assert r["tried_on"] == "dev accuracy" and r["unit"] == "test accuracy"
+            assert r["border"] and [step for step, _ in r["curve"]] == [2, 4]
+            assert r["value"] == r["curve"][-1][1] and r["seconds"] > 0
+    assert "a step" in done.stdout
+    assert (tmp_path / "w" / "optimizers.png").stat().st_size > 10_000
+    assert len(list((tmp_path / "w").glob("*/seed_0/summary.json"))) == 4 + 2
+
+
+@pytest.mark.parametrize(
+    ("grids", "says"),
+    [
+        (["epochs=1 task=a"], "two arms or more"),
+        (["epochs=1,2 task=a", "epochs=1 task=b"], "as many points.*'task=a': 2"),
+        (["epochs=1,2", "task=a epochs=1,2"], "and '' is no name"),
+        (["task=a epochs=1,2", "task=a epochs=3,4"], "'task=a' is taken"),
+    ],
+)
+def test_g_arms_that_are_no_fair_race(grids, says):
+    with pytest.raises(ValueError, match=says):
+        optimizers.arms(grids, Experiment())
+
+
+def test_g_rates_are_not_chosen_on_the_pictures_that_judge(tmp_path):
+    with pytest.raises(ValueError, match="hold_out=0: rates would be chosen on"):
+        optimizers.race(Classify(**TINY), {}, tmp_path)
