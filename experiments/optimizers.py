@@ -17,12 +17,19 @@ from absl import flags as absl_flags
 from splitjax.studies import optimizers
 from splitjax.train import flags, timing
 
-LAUNCH = flags.define("configs/dpkfac_cnn.py")
+LAUNCH = flags.define("configs/dpkfac_resnet.py")
 ARM = absl_flags.DEFINE_multi_string(
     "arm", None, "FIELD=VALUE,VALUE ...: what an arm may choose from; repeat it"
 )
-WINDOW = absl_flags.DEFINE_integer("window", 25, "steps that are timed together")
-ROUNDS = absl_flags.DEFINE_integer("rounds", 5, "how often each is timed")
+WINDOW = absl_flags.DEFINE_integer(
+    "window",
+    0,
+    "steps that are timed together; 0: from one inversion of K-FAC's to the next",
+    lower_bound=0,
+)
+ROUNDS = absl_flags.DEFINE_integer(
+    "rounds", 5, "how often each is timed", lower_bound=1
+)
 CLOCK = absl_flags.DEFINE_enum("clock", "wall", list(timing.CLOCKS), "what is counted")
 
 
@@ -32,10 +39,11 @@ def main(_: list[str]) -> None:
     arms = optimizers.arms(ARM.value or flags.proposed(LAUNCH.path, "ARMS"), experiment)
     workdir.mkdir(parents=True, exist_ok=True)
     rows = optimizers.race(experiment, arms, workdir)
+    chosen = {row["name"]: row["chosen"] for row in rows}
     times = optimizers.seconds_of(
         experiment,
-        {row["name"]: row["chosen"] for row in rows},
-        window=WINDOW.value,
+        chosen,
+        window=WINDOW.value or optimizers.window_of(experiment, chosen),
         rounds=ROUNDS.value,
         clock=timing.CLOCKS[CLOCK.value],
     )

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import logging
+import math
 import pathlib
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -65,7 +67,8 @@ def race(
 
     The best is chosen by the first data split that is scored. An experiment with a
     `hold_out` has that part of its training data there, and learns from all of it
-    afterwards.
+    afterwards. A point whose loss or score is not finite is the worst; started again,
+    it is tried again.
 
     Args:
       experiment: with the rest of the options.
@@ -74,12 +77,14 @@ def race(
 
     Returns:
       A row for each arm: `name`; `chosen`, a point, and whether a value of it lies at
-      the `border` of those tried; `tried`, all points with what they scored; `value`
-      and `deviation` of the score in the end over seeds, `each` of them; and `curve`,
-      pairs of a step and the mean score then.
+      the `border` of those tried; `tried`, all points with what they scored (None
+      where that is not finite); `value` and `deviation` of the score in the end over
+      seeds, `each` of them; and `curve`, pairs of a step and the mean score then.
 
     Raises:
       ValueError: for options that make no sense, or a `hold_out` of 0.
+      FloatingPointError: when no point of an arm has a finite score, or the loss of its
+        best one is not finite for another seed.
     """
     held = getattr(experiment, "hold_out", None)
     if held == 0:
@@ -96,11 +101,19 @@ def race(
         tried = []
         for point in points:
             one = dataclasses.replace(experiment, **point)
-            tried.append(train(one, first, folder / name_of(point) / f"seed_{first}"))
-        metrics = [summary["metric"] for summary in tried]
-        best = (min if is_lower_better(tried[0]) else max)(metrics)
+            room = folder / name_of(point) / f"seed_{first}"
+            tried.append(_finite(one, first, room))
+        finite = [summary for summary in tried if summary is not None]
+        if not finite:
+            raise FloatingPointError(
+                f"{name}: no loss or score is finite at any of its points, {points}: "
+                "let it choose from smaller rates"
+            )
+        better = min if is_lower_better(finite[0]) else max
+        best = better(summary["metric"] for summary in finite)
+        metrics = [summary and summary["metric"] for summary in tried]
         chosen = points[metrics.index(best)]
-        one = dataclasses.replace(experiment, **chosen, **rest)
+        one = dataclasses.replace(experiment, **chosen | rest)
         made = {}
         for seed in experiment.seeds:
             room = folder / name_of(chosen | rest) / f"seed_{seed}"
@@ -115,7 +128,7 @@ def race(
                 "tried": [
                     {**p, "metric": m} for p, m in zip(points, metrics, strict=True)
                 ],
-                "tried_on": tried[0]["metric_name"],
+                "tried_on": finite[0]["metric_name"],
                 "value": mean,
                 "deviation": deviation,
                 "unit": summary["metric_name"],
@@ -128,9 +141,21 @@ def race(
     return rows
 
 
+def _finite(
+    experiment: Experiment, seed: int, folder: pathlib.Path
+) -> dict[str, Any] | None:
+    """The summary of a run; None where its loss or its score is not finite."""
+    try:
+        summary = train(experiment, seed, folder)
+    except FloatingPointError as error:
+        logging.warning("%s: %s", folder, error)
+        return None
+    return summary if math.isfinite(summary["metric"]) else None
+
+
 def _at_border(points: Sequence[Point], chosen: Point, name: str) -> bool:
     values = _all_of(points, name)
-    numbers = [v for v in values if isinstance(v, int | float)]
+    numbers = [v for v in values if type(v) in (int, float)]  # True is no number
     return len(numbers) > 1 and chosen[name] in (min(numbers), max(numbers))
 
 
@@ -141,6 +166,17 @@ def _mean_curve(folders: Sequence[pathlib.Path], split: str) -> list[tuple[int, 
             if f"{split}_score" in line:
                 scores.setdefault(line["step"], []).append(line[f"{split}_score"])
     return [(step, statistics.fmean(values)) for step, values in scores.items()]
+
+
+def window_of(experiment: Experiment, chosen: dict[str, Point]) -> int:
+    """Steps from one inversion of K-FAC's factors to the next, the most of all arms.
+
+    Example:
+      >>> window_of(Experiment(), {"one": {}, "two": {"epochs": 2}})
+      1
+    """
+    made = (dataclasses.replace(experiment, **point) for point in chosen.values())
+    return max(getattr(one, "kfac_inverse_every", 1) for one in made)
 
 
 def seconds_of(
@@ -156,8 +192,8 @@ def seconds_of(
     Args:
       experiment: the rest of the options.
       chosen: by name.
-      window: steps that are timed together: as many as from one inversion of K-FAC's
-        factors to the next, which not every step makes.
+      window: steps that are timed together; see `window_of`, since not every step
+        inverts.
       rounds: how often.
       clock: see `interleaved`.
     """
@@ -219,7 +255,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     cells = [
         (
             row["name"],
-            name_of({k: v for k, v in row["chosen"].items() if k not in row["name"]})
+            name_of({k: v for k, v in row["chosen"].items() if _varies(row, k)})
             + (" (at the border)" if row["border"] else ""),
             f"{row['value']:.4f}"
             + (f" ± {row['deviation']:.4f}" if len(row["each"]) > 1 else ""),
@@ -231,6 +267,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         for row in rows
     ]
     return markdown(head, cells)
+
+
+def _varies(row: dict[str, Any], name: str) -> bool:
+    return len(_all_of(row["tried"], name)) > 1
 
 
 def write(rows: Sequence[dict[str, Any]], folder: pathlib.Path, title: str) -> str:

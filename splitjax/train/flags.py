@@ -102,8 +102,8 @@ def proposed(path: str, name: str) -> tuple[str, ...]:
     if not found:
         flag = name.lower().rstrip("s")
         raise SystemExit(
-            f"--config={path}: the file proposes none (it has no {name}): say which "
-            f"points, as --{flag}='FIELD=VALUE,VALUE'"
+            f"--config={path}: the file proposes no points (it has no {name}): "
+            f"say which, as --{flag}='FIELD=VALUE,VALUE'"
         )
     if isinstance(found, str):
         raise SystemExit(

@@ -1,12 +1,14 @@
 """Optimizers beside each other, tuned alike."""
 
 import json
+import math
 import pathlib
 import subprocess
 import sys
 
 import pytest
 
+from splitjax.storage.log import Log
 from splitjax.studies import optimizers
 from splitjax.train.classify import Classify
 from splitjax.train.experiment import Experiment
@@ -29,7 +31,8 @@ def get_config():
 
 
 def row(name, curve, **more):
-    whole = dict(name=name, chosen={"optimizer": name, "rate": 1}, border=False)
+    chosen, other = ({"optimizer": name, "rate": rate} for rate in (1, 2))
+    whole = dict(name=name, chosen=chosen, tried=[chosen, other], border=False)
     given = dict(each=[curve[-1][1]], unit="dev accuracy", lower_is_better=False)
     return {**whole, **given, "value": curve[-1][1], "deviation": 0.0, **more} | {
         "curve": curve
@@ -59,6 +62,50 @@ def test_of_a_score_that_falls_the_target_is_the_highest():
     one, other = optimizers.compared(rows, {"a": [1.0], "b": [1.0]})
     assert one["target"] == 5.0
     assert (one["steps_to"], other["steps_to"]) == (2, 1)
+
+
+def test_a_table_tells_what_was_chosen_among_several_values():
+    """Also where the name of that option is a part of another's."""
+    points = [{"kfac_clip": 1, "clip": clip, "flip": True} for clip in (1.0, 2.0)]
+    one = row("kfac_clip=1,flip=True", [(1, 0.5)], chosen=points[1], tried=points)
+    other = row("plain", [(1, 0.5)])
+    times = {one["name"]: [1.0], "plain": [1.0]}
+    line = optimizers.table(optimizers.compared([one, other], times)).splitlines()[2]
+    assert line.split("|")[2].strip() == "clip=2.0"
+
+
+def test_a_point_that_diverges_is_the_worst_and_ends_no_race(tmp_path, monkeypatch):
+    """Of a score that falls as a model improves, too."""
+
+    def train(experiment, seed, folder):
+        rate = experiment.learning_rate
+        if rate > 1:
+            raise FloatingPointError("the loss is nan at step 1")
+        log = Log(folder)
+        log.write(4, test_score=rate)
+        log.close()
+        metric = math.nan if rate == 1 else rate
+        return {"metric": metric, "metric_name": "test loss", "lower_is_better": True}
+
+    monkeypatch.setattr(optimizers, "train", train)
+    arms = {
+        "sgd": [{"learning_rate": rate} for rate in (9.0, 1.0, 0.5, 0.1, 0.0)],
+        "flips": [{"flip": flip, "hold_out": 9} for flip in (True, False)],
+    }
+    run = Classify(**TINY, hold_out=40, learning_rate=0.25)
+    sgd, flips = optimizers.race(run, arms, tmp_path)
+    assert sgd["chosen"] == {"learning_rate": 0.0} and sgd["border"]
+    assert [t["metric"] for t in sgd["tried"]] == [None, None, 0.5, 0.1, 0.0]
+    assert sgd["curve"] == [(4, 0.0)] and flips["value"] == 0.25
+    assert not flips["border"]
+    with pytest.raises(FloatingPointError, match="sgd: no loss or score is finite"):
+        optimizers.race(run, {"sgd": [{"learning_rate": 2.0}]}, tmp_path)
+
+
+def test_a_window_has_an_inversion_of_every_arm():
+    run = Classify(**TINY, kfac_inverse_every=3)
+    arms = {"a": {}, "b": {"kfac_inverse_every": 10}}
+    assert optimizers.window_of(run, arms) == 10
 
 
 @pytest.mark.slow
