@@ -253,9 +253,13 @@ def _abstract(leaves: list) -> Any:
 
 
 def _unlike(one: dict, other: dict, here: str, there: str) -> list[str]:
-    """The names whose values differ, with the values."""
+    """The names whose values differ, with the values; a default may be left out."""
+
+    def shown(tree: dict, name: str) -> str:
+        return repr(tree[name]) if name in tree else "nothing"
+
     return [
-        f"{name}: {one.get(name)!r} {here}, {other.get(name)!r} {there}"
+        f"{name}: {shown(one, name)} {here}, {shown(other, name)} {there}"
         for name in sorted({*one, *other})
         if one.get(name) != other.get(name)
     ]

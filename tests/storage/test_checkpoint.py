@@ -135,7 +135,9 @@ def test_a_restored_optimizer_goes_on_as_the_first(store, key):
 
 def test_another_config_is_refused_by_the_names_that_differ(store):
     other = {**CONFIG, "rank": 4, "new": True}
-    with pytest.raises(CheckpointError, match=r"\(new: None .*rank: 8 there, 4 now\)"):
+    with pytest.raises(
+        CheckpointError, match=r"\(new: nothing .*rank: 8 there, 4 now\)"
+    ):
         Checkpoints(store.folder, other)
     saved = json.loads((store.folder / "config.json").read_text())
     assert saved == {"rank": 8, "seeds": [0, 1], "seed": 0}
