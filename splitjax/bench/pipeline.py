@@ -1,7 +1,7 @@
 """A perceptron in a pipeline of two stages, at the size of a figure of torch's.
 
-PEERS states the width and the batch of torch's perceptron, and neither its depth nor
-what a step is; here it has four equal layers, two a stage, and a step is the loss and
+Of torch's perceptron the width and the batch are known, and neither its depth nor what
+a step is; here it has four equal layers, two a stage, and a step is the loss and
 its gradients. Torch's figures are of another machine and stand for themselves: what can
 be compared is how each goes with the number of micro-batches.
 """
@@ -29,7 +29,7 @@ from splitjax.train.timing import Part, Row, Watch, rows
 STAGES = 2
 WHOLE = "un-pipelined step"
 # Seconds of torch pipelining in 2 gloo processes, by the kind of the schedule and n,
-# its micro-batches: design/PEERS.md, "Measured"; 2 CPU cores of another machine.
+# its micro-batches; measured on 2 CPU cores of another machine.
 PEERS = {
     ("gpipe", 1): 12.8e-3,
     ("gpipe", 4): 11.0e-3,

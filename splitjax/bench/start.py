@@ -65,7 +65,7 @@ def start(b: Bench) -> list[dict[str, Any]]:
 def first_step(
     b: Bench, experiment: Experiment, task: str, served: Served | None
 ) -> dict[str, Any]:
-    """What `bench_processes.first_step` finds in a new process, and when that began."""
+    """What `processes.first_step` finds in a new process, and when that began."""
     file = b.room / f"{task}_{len(list(b.room.iterdir()))}.json"
     more = {"file": str(file)}
     if served is not None:

@@ -79,7 +79,7 @@ def one_process(b: Any) -> list[dict[str, Any]]:
     One program stands against one program, and the driver against the driver.
 
     Args:
-      b: see `bench_processes.Bench`.
+      b: see `bench.processes.Bench`.
     """
     made = recipes(dataclasses.replace(b.base, micro=1, in_flight=1))
     reference, whole = "un-split", ", one program"

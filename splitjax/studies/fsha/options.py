@@ -61,7 +61,7 @@ class Hijack:
     task: str = option("digits", "an image data set: its train split is the edge's")
     side: int = option(8, "pixels to which pictures are scaled")
     channels: int = option(1, "of the pictures; 3 repeats gray ones")
-    arms: tuple[str, ...] = option(tuple(ARMS), "which, of options.ARMS")
+    arms: tuple[str, ...] = option(tuple(ARMS), "which, of studies.fsha.options.ARMS")
     width: int = option(8, "of the first convolution; the paper's is 64")
     level: int = option(0, "residual blocks of the edge (paper: 4); 0: dense")
     blocks: int = option(2, "of the critic; the paper's is 6")

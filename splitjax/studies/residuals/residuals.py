@@ -26,7 +26,9 @@ class Residuals:
     """Options of the comparison."""
 
     task: str = option("digits", "an image data set; see `data.load_images`")
-    arms: tuple[str, ...] = option(tuple(ARMS), "which, of network.ARMS")
+    arms: tuple[str, ...] = option(
+        tuple(ARMS), "which, of studies.residuals.network.ARMS"
+    )
     widths: tuple[int, ...] = option((16, 32), "of 3x3 convolutions before a pool each")
     epochs: int = option(10, "passes over the training pictures")
     steps: int = option(0, "optimizer steps at most; 0: as many as the epochs have")
