@@ -7,11 +7,11 @@ Expect: the losses of --config.mode=unsplit --config.mesh='' --config.zero=0, bu
   rounding (tests/train/test_scaled.py holds four steps of each stage to 1e-5). Before a
   step a device has 128.2 MB by stage 0, 53.6 by 1 and 2, 16.4 by 3, predicted and
   compiled to the byte; with it come 91.5, 91.5, 90.8 and 124.5 as compiled for a CPU,
-  where 125.5, 125.5, 88.2 and 88.2 are predicted: there the gathered parameters of
-  stage 3 stay from the way there to the way back. Recomputation leaves an edge .01 MB
-  to keep for 13.4, and saves a CPU's cloud nothing (91.9, 91.9, 90.8, 129.4), whose
-  layers are no loop: python -m experiments.memory (2026-11-29). No whole run was made,
-  so there is no score to expect
+  where 85.2, 85.2, 82.9 and 120.1 are predicted: .91 to .97. In stage 3 the gathered
+  parameters stay from the way there to the way back. Recomputation leaves an edge .01
+  MB to keep for 13.4, and saves a CPU's cloud nothing (91.9, 91.9, 90.8, 129.4,
+  predicted .95 to .96 of that), whose layers are no loop: python -m experiments.memory
+  (2026-11-29). No whole run was made, so there is no score to expect
 Cost: not measured; JAX_NUM_CPU_DEVICES=8 stands before the command on a CPU
 """
 

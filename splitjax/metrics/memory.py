@@ -4,16 +4,18 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import jaxpr_as_fun
 
-from splitjax.core.residuals import strip
-from splitjax.core.tree import Tree, combine, spec_of, split_floats
-from splitjax.metrics.macs import inside
+from splitjax.core.tree import Tree, is_float, spec_of
+from splitjax.metrics.way_back import (
+    bytes_of,
+    fullest_bytes,
+    kept_bytes,
+    recomputed_bytes,
+)
 
 Loss = Callable[[Tree, Tree], jax.Array]
 NOT_COUNTED = (
     "what an operation needs within itself, and gradients of activations under way",
-    "arrays that are whole for a moment (parameters gathered by ZeRO 3, sums)",
     "activations that a tensor axis parts are counted whole",
     "the program, its constants, what other programs of the process hold",
     "caches of sessions, states of codecs",
@@ -30,6 +32,9 @@ class Memory(NamedTuple):
       gradients: of the parameters.
       kept: what the forward pass leaves for the backward pass.
       again: what parts that are recomputed leave, while their backward pass runs.
+      fullest: of these three, what is there at once at the fullest moment; gradients
+        that are not summed yet are whole.
+      gathered: parameters that lie apart, whole while the step computes (ZeRO 3).
     """
 
     params: int
@@ -38,6 +43,8 @@ class Memory(NamedTuple):
     gradients: int
     kept: int
     again: int
+    fullest: int
+    gathered: int
 
     @property
     def arguments(self) -> int:
@@ -46,8 +53,8 @@ class Memory(NamedTuple):
 
     @property
     def temporary(self) -> int:
-        """What comes and goes with the step, at its peak: the start of the way back."""
-        return self.gradients + self.kept + self.again
+        """What comes and goes with the step, at its peak."""
+        return self.fullest + self.gathered
 
 
 class Held(NamedTuple):
@@ -71,6 +78,7 @@ def predict(
     batch: Tree,
     *,
     gradients: Tree | None = None,
+    whole: Tree | None = None,
 ) -> Memory:
     """The memory of a training step on each device, without compiling it.
 
@@ -80,21 +88,26 @@ def predict(
     such parts in one body of a loop (`core.stage.repeat`) the rest, too. That is what a
     CPU holds, which computes them again at the same time; an accelerator is told to do
     it one by one, and may hold less. So checkpoints save memory where there is a loop.
-    Of blocks written one after the other the compiler may fuse more, and keep less.
+    Blocks written one after the other give back what they kept while their gradients
+    come; a loop does not. See `way_back.fullest_bytes`. Where devices have rows of
+    their own, all gradients are summed at once, behind the last one.
 
     Args:
       loss: `(params, batch) -> scalar`, as it is differentiated, of any number of rows.
       params: the parameters.
       moments: what else a step changes: the optimizer's state.
       batch: the input.
-      gradients: with the shardings of the gradients, where they are not those of the
-        parameters.
+      gradients: with the shardings of the gradients once they are summed over devices,
+        where they are not those of the parameters. Before, each device has its own.
+      whole: parameters with the shardings that they are computed with, where they lie
+        apart in other ones.
 
     Example:
       >>> import jax.numpy as jnp
       >>> w, x = jnp.ones((3, 3)), jnp.ones((4, 3))
       >>> predict(lambda w, x: jnp.sin(x @ w).sum(), w, (w, w), x)
-      Memory(params=36, moments=72, batch=48, gradients=36, kept=48, again=0)
+      Memory(params=36, moments=72, batch=48, gradients=36, kept=48, again=0, \
+fullest=48, gathered=0)
 
     Reference:
       Chen et al., Training deep nets with sublinear memory cost, 2016
@@ -106,13 +119,21 @@ def predict(
     rows = jax.tree.map(lambda a: jax.ShapeDtypeStruct(_local(a), a.dtype), batch)
     specs = spec_of(params)
     program = jax.make_jaxpr(loss)(specs, rows)
+    own, computed = device_bytes(params), params if whole is None else whole
+    each = [device_bytes(leaf) for leaf in jax.tree.leaves(computed) if is_float(leaf)]
+    summed = device_bytes(params if gradients is None else gradients)
+    fullest = fullest_bytes(loss, specs, rows, each)
+    if spec_of(rows) != spec_of(batch):  # the sums over devices are beside their parts
+        fullest = max(fullest, sum(each) + summed)
     return Memory(
-        params=device_bytes(params),
+        params=own,
         moments=device_bytes(moments),
         batch=device_bytes(batch),
-        gradients=device_bytes(params if gradients is None else gradients),
-        kept=_kept(loss, specs, rows),
-        again=_again(program.jaxpr),
+        gradients=summed,
+        kept=kept_bytes(loss, specs, rows),
+        again=recomputed_bytes(program.jaxpr),
+        fullest=fullest,
+        gathered=max(device_bytes(computed) - own, 0),
     )
 
 
@@ -125,8 +146,7 @@ def device_bytes(tree: Tree) -> int:
       28
     """
     leaves = jax.tree.leaves(tree)
-    shapes = [jax.ShapeDtypeStruct(_local(leaf), leaf.dtype) for leaf in leaves]
-    return sum(shape.size * shape.dtype.itemsize for shape in shapes)
+    return bytes_of([jax.ShapeDtypeStruct(_local(a), a.dtype) for a in leaves])
 
 
 def hold(memory: Memory, compiled: Any) -> tuple[Held, Held]:
@@ -162,8 +182,8 @@ def table(memory: Memory, held: tuple[Held, ...] = ()) -> str:
     """A report as text, with what it does not count.
 
     Example:
-      >>> print(table(Memory(4, 8, 2, 4, 6, 0)).splitlines()[0])
-      params 4 B, moments 8 B, batch 2 B, gradients 4 B, kept 6 B, again 0 B
+      >>> print(table(Memory(4, 8, 2, 4, 6, 0, 9, 0)).splitlines()[0][:62])
+      params 4 B, moments 8 B, batch 2 B, gradients 4 B, kept 6 B, a
     """
     sizes = ", ".join(f"{name} {size} B" for name, size in memory._asdict().items())
     rows = [
@@ -178,42 +198,3 @@ def table(memory: Memory, held: tuple[Held, ...] = ()) -> str:
 def _local(leaf: Any) -> tuple[int, ...]:
     sharding = getattr(leaf, "sharding", None)
     return leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
-
-
-def _kept(function: Callable, *specs: Tree) -> int:
-    """Bytes that the vjp of a function keeps beside its arguments, each array once."""
-
-    def residuals(*args):
-        leaves, treedef = jax.tree.flatten(args)
-        floats, rest = split_floats(leaves)
-        _, pull = jax.vjp(
-            lambda f: function(*treedef.unflatten(combine(f, rest))), floats
-        )
-        kept = jax.tree.leaves(strip(pull, leaves).leaves)
-        return list({id(leaf): leaf for leaf in kept}.values())
-
-    return device_bytes(jax.eval_shape(residuals, *specs))
-
-
-def _again(jaxpr: Any) -> int:
-    """Bytes of the parts that one body computes again: of the body with most."""
-    together, loops = 0, [0]
-    for eqn in jaxpr.eqns:
-        if "prevent_cse" in eqn.params and "policy" in eqn.params:
-            together += _part(eqn)
-            continue
-        found = [_again(inner) for inner in inside(eqn.params)]
-        if eqn.primitive.name in ("scan", "while"):
-            loops += found
-        else:
-            together += sum(found)
-    return max(together, *loops)
-
-
-def _part(eqn: Any) -> int:
-    """Bytes that one `jax.checkpoint` leaves when it is computed again."""
-    inner = eqn.params["jaxpr"]
-    run = jaxpr_as_fun(jax.extend.core.ClosedJaxpr(inner, ()))
-    specs = spec_of([var.aval for var in inner.invars])
-    saving = jax.checkpoint(run, policy=eqn.params["policy"])
-    return max(_kept(run, *specs) - _kept(saving, *specs), 0)

@@ -133,10 +133,12 @@ def _predicted(
     experiment: CutExperiment, parts: Parts, slot: Tree, up: Tree, at: At
 ) -> Memory:
     split, params, summed = parts.split, slot["params"], slot["params"]
+    whole = None
     by_rows = _rows_of(experiment)
     if experiment.mesh:
         mesh = make_cloud_mesh(experiment.mesh)
         over, lines = layout(params, mesh)
+        whole = jax.tree.map(_at, params, over)
         if experiment.zero >= GRADIENTS:
             over, _ = apart(params, over, lines, mesh.shape["data"])
         summed = jax.tree.map(_at, params, over)
@@ -155,10 +157,14 @@ def _predicted(
     x, ups = (by_rows(a) for a in (jax.eval_shape(arrive, up["m"], slot), up))
     given = {"x": x, "target": ups["target"], "state": slot["state/1"]}
     rest = {name: held for name, held in slot.items() if name != "params"}
-    memory = foretold(loss, params, rest, given, gradients=summed)
+    memory = foretold(loss, params, rest, given, gradients=summed, whole=whole)
     # What a codec makes of a message is there beside it.
     decoded = 0 if _same(x, ups["m"]) else device_bytes(x)
-    return memory._replace(batch=device_bytes((ups, at)), kept=memory.kept + decoded)
+    return memory._replace(
+        batch=device_bytes((ups, at)),
+        kept=memory.kept + decoded,
+        fullest=memory.fullest + decoded,
+    )
 
 
 def _rows_of(experiment: CutExperiment) -> Callable[[Tree], Tree]:
@@ -191,10 +197,10 @@ def text(found: Iterable[Row]) -> str:
     """Rows as a Markdown table in megabytes, and what it does not count.
 
     Example:
-      >>> memory = Memory(4_000_000, 8_000_000, 2, 4_000_000, 6_000_000, 0)
+      >>> memory = Memory(*[4_000_000] * 8)
       >>> held = Held("arguments", 12_000_002, 12_000_002), Held("temporary", 10, 20)
       >>> text([Row(1, "none", memory, held, 0)]).splitlines()[2].split()[1:8:2]
-      ['1', 'none', '4.00', '8.00']
+      ['1', 'none', '4.00', '4.00']
     """
     head = ("ZeRO", "recompute", *Memory._fields)
     head += ("arguments", "as compiled", "temporary", "as compiled", "ratio")
@@ -212,8 +218,9 @@ def text(found: Iterable[Row]) -> str:
     notes = [
         "",
         "MB of one device. `arguments` are there before the step (params, moments, "
-        "batch), `temporary` comes with it (gradients, kept, again); `edge`: what an "
-        "edge keeps for its way back; `sent`: what a device sends to others.",
+        "batch), `temporary` comes with it (`fullest`: of gradients, kept and again "
+        "what is there at once; `gathered`: parameters that lie apart); `edge`: what "
+        "an edge keeps for its way back; `sent`: what a device sends to others.",
         *(f"not counted: {what}" for what in NOT_COUNTED),
     ]
     return "\n".join([markdown(head, cells), *notes])

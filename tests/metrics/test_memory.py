@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,6 +19,7 @@ from splitjax.metrics.memory import (
 from splitjax.models import bert
 from splitjax.models.bert_config import BertConfig
 from splitjax.parallel.mesh import make_cloud_mesh
+from splitjax.parallel.rules import layout
 from splitjax.parallel.scale import Scale, checkpointed
 from splitjax.parallel.zero import State, make_trainer
 
@@ -34,14 +37,15 @@ CONFIG = BertConfig(
 BLOCK = join(bert.bert(CONFIG)[1:], "block")
 
 
-def step_of(scale: Scale, count: int):
-    """A prediction and a compiled training step of a stack of BERT blocks."""
-    model = checkpointed(repeat(BLOCK, L), scale)
+def step_of(scale: Scale, count: int, *, loop: bool = True, size: int = B):
+    """A prediction and a compiled training step of BERT blocks, in a loop or not."""
+    apart = join(bert.bert(dataclasses.replace(CONFIG, layers=L))[1:], "blocks")
+    model = checkpointed(repeat(BLOCK, L) if loop else apart, scale)
     mesh = make_cloud_mesh(scale.mesh, devices=jax.devices()[:count])
     rows = NamedSharding(mesh, P("data"))
     x = {
-        "h": jax.ShapeDtypeStruct((B, T, D), jnp.float32, sharding=rows),
-        "mask": jax.ShapeDtypeStruct((B, T), bool, sharding=rows),
+        "h": jax.ShapeDtypeStruct((size, T, D), jnp.float32, sharding=rows),
+        "mask": jax.ShapeDtypeStruct((size, T), bool, sharding=rows),
     }
     params, state = jax.eval_shape(model.init, jax.random.key(0), x)
 
@@ -50,7 +54,8 @@ def step_of(scale: Scale, count: int):
         return jnp.square(y["h"]).mean()
 
     tx = optax.adam(1e-3)
-    made = make_trainer(loss, tx, params, mesh, scale, stacked=".*")
+    stacked = ".*" if loop else ""
+    made = make_trainer(loss, tx, params, mesh, scale, stacked=stacked)
     specs = State(params, jax.eval_shape(tx.init, params), None)
     specs = jax.tree.map(
         lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
@@ -58,7 +63,13 @@ def step_of(scale: Scale, count: int):
         made.places,
     )
     program = made.step.lower(specs, x).compile()
-    return predict(loss, specs.params, specs.opt, x), program
+    places = layout(params, mesh, stacked=stacked)[0] if scale.zero == 3 else None
+    whole = places and jax.tree.map(
+        lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
+        params,
+        places,
+    )
+    return predict(loss, specs.params, specs.opt, x, whole=whole), program
 
 
 def check(memory: Memory, program) -> None:
@@ -85,6 +96,14 @@ def test_a_step_on_eight_devices_is_as_predicted(checkpoint):
 @pytest.mark.parametrize("checkpoint", ["none", "dots", "full"])
 def test_a_step_on_one_device_is_as_predicted(checkpoint):
     check(*step_of(Scale(mesh="data=1", checkpoint=checkpoint), 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [1, 3])
+def test_blocks_one_after_the_other_give_back_what_they_kept(zero):
+    memory, program = step_of(Scale(mesh="data=8", zero=zero), 8, loop=False, size=8)
+    check(memory, program)
+    assert memory.temporary < memory.gathered + memory.gradients + memory.kept
 
 
 def spec(*shape, dtype=jnp.float32):
@@ -140,10 +159,10 @@ def test_parts_of_a_mesh_and_bytes_of_narrow_leaves():
 
 
 def test_the_report_says_what_it_does_not_count():
-    text = table(Memory(1, 2, 3, 4, 5, 6))
+    text = table(Memory(1, 2, 3, 4, 5, 6, 14, 0))
     assert all(f"not counted: {what}" in text for what in NOT_COUNTED)
-    memory = Memory(1, 2, 3, 4, 5, 6)
-    assert memory.arguments == 6 and memory.temporary == 15
+    memory = Memory(1, 2, 3, 4, 5, 6, 14, 7)
+    assert memory.arguments == 6 and memory.temporary == 21
 
 
 def test_g_a_backend_that_does_not_tell():
@@ -152,4 +171,4 @@ def test_g_a_backend_that_does_not_tell():
             return None
 
     with pytest.raises(ValueError, match="does not tell"):
-        hold(Memory(1, 2, 3, 4, 5, 6), Silent())
+        hold(Memory(*range(8)), Silent())
