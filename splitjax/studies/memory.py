@@ -41,7 +41,7 @@ class Row:
       memory: as predicted.
       held: beside what the compiler reserved.
       edge: bytes that an edge keeps from its way there to its way back.
-      sent: what the devices send each other in the program, as compiled.
+      sent: what the devices send each other in the program of `row`, as compiled.
     """
 
     zero: int
@@ -220,7 +220,9 @@ def text(found: Iterable[Row]) -> str:
         "MB of one device. `arguments` are there before the step (params, moments, "
         "batch), `temporary` comes with it (`fullest`: of gradients, kept and again "
         "what is there at once; `gathered`: parameters that lie apart); `edge`: what "
-        "an edge keeps for its way back; `sent`: what a device sends to others.",
+        "an edge keeps for its way back; `sent`: what a device sends to others on the "
+        "way there and back (where `exact_norm` gives the step to the next program, "
+        "what that sends is not in it).",
         *(f"not counted: {what}" for what in NOT_COUNTED),
     ]
     return "\n".join([markdown(head, cells), *notes])
