@@ -6,12 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from splitjax.core.tree import Tree, is_float, spec_of
-from splitjax.metrics.way_back import (
-    bytes_of,
-    fullest_bytes,
-    kept_bytes,
-    recomputed_bytes,
-)
+from splitjax.metrics.way_back import bytes_of, way_back
 
 Loss = Callable[[Tree, Tree], jax.Array]
 NOT_COUNTED = (
@@ -89,7 +84,7 @@ def predict(
     CPU holds, which computes them again at the same time; an accelerator is told to do
     it one by one, and may hold less. So checkpoints save memory where there is a loop.
     Blocks written one after the other give back what they kept while their gradients
-    come; a loop does not. See `way_back.fullest_bytes`. Where devices have rows of
+    come; a loop does not. See `metrics.way_back`. Where devices have rows of
     their own, all gradients are summed at once, behind the last one.
 
     Args:
@@ -118,11 +113,11 @@ fullest=48, gathered=0)
     """
     rows = jax.tree.map(lambda a: jax.ShapeDtypeStruct(_local(a), a.dtype), batch)
     specs = spec_of(params)
-    program = jax.make_jaxpr(loss)(specs, rows)
     own, computed = device_bytes(params), params if whole is None else whole
     each = [device_bytes(leaf) for leaf in jax.tree.leaves(computed) if is_float(leaf)]
     summed = device_bytes(params if gradients is None else gradients)
-    fullest = fullest_bytes(loss, specs, rows, each)
+    back = way_back(loss, specs, rows, each)
+    fullest = back.fullest
     if spec_of(rows) != spec_of(batch):  # the sums over devices are beside their parts
         fullest = max(fullest, sum(each) + summed)
     return Memory(
@@ -130,8 +125,8 @@ fullest=48, gathered=0)
         moments=device_bytes(moments),
         batch=device_bytes(batch),
         gradients=summed,
-        kept=kept_bytes(loss, specs, rows),
-        again=recomputed_bytes(program.jaxpr),
+        kept=back.kept,
+        again=back.again,
         fullest=fullest,
         gathered=max(device_bytes(computed) - own, 0),
     )

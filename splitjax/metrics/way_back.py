@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,37 +25,27 @@ def bytes_of(leaves: Sequence[Any]) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
-def kept_bytes(function: Callable, *specs: Tree) -> int:
-    """Bytes that the vjp of a function keeps beside its arguments, each array once.
+class WayBack(NamedTuple):
+    """Bytes of a backward pass on one device.
 
-    Example:
-      >>> kept_bytes(lambda x: jnp.sin(jnp.sin(x)), jax.ShapeDtypeStruct((5,), "f4"))
-      40
+    Attributes:
+      kept: what the forward pass leaves for it, beside the arguments, each array once.
+      again: what the parts that one body computes again leave: of the body with most.
+      fullest: of gradients, `kept` and `again` what is there at once, at the most.
     """
-    return bytes_of(_traced(function, specs)[0])
+
+    kept: int
+    again: int
+    fullest: int
 
 
-def recomputed_bytes(jaxpr: Any) -> int:
-    """Bytes of the parts that one body computes again: of the body with most.
-
-    Args:
-      jaxpr: of a function before it is differentiated.
-
-    Example:
-      >>> part = jax.checkpoint(lambda x: jnp.sin(jnp.sin(x)))
-      >>> recomputed_bytes(jax.make_jaxpr(lambda x: part(part(x)))(jnp.ones(5)).jaxpr)
-      80
-    """
-    return max(sum(_parts(jaxpr)), _in_loops(jaxpr))
-
-
-def fullest_bytes(
+def way_back(
     loss: Callable[[Tree, Tree], jax.Array],
     params: Tree,
     batch: Tree,
     gradients: Sequence[int],
-) -> int:
-    """What gradients and all that they need take together, at the fullest moment.
+) -> WayBack:
+    """What gradients need, and what they and all that they need take together.
 
     The way back begins with all that is kept, and all that parts under
     `jax.checkpoint` leave: a CPU computes those again at once. What a step of it was
@@ -71,8 +61,8 @@ def fullest_bytes(
 
     Example:
       >>> w, x = (jax.ShapeDtypeStruct((n, 3), "f4") for n in (3, 4))
-      >>> fullest_bytes(lambda w, x: jnp.sin(x @ w).sum(), w, x, [36])
-      48
+      >>> way_back(lambda w, x: jnp.sin(x @ w).sum(), w, x, [36])
+      WayBack(kept=48, again=0, fullest=48)
     """
     kept, back, leaves = _traced(loss, (params, batch))
     jaxpr = jax.make_jaxpr(back)(kept, leaves).jaxpr
@@ -98,7 +88,11 @@ def fullest_bytes(
         live += comes[step]
         most = max(most, live + (turn if _has_loop(eqn) else 0))
         live -= goes[step]
-    return most
+    return WayBack(bytes_of(kept), max(sum(again), turn), most)
+
+
+def _kept_bytes(function: Callable, specs: Any) -> int:
+    return bytes_of(_traced(function, specs)[0])
 
 
 def _traced(function: Callable, specs: Any) -> tuple[list, Callable, list]:
@@ -142,7 +136,7 @@ def _parts(jaxpr: Any) -> Iterator[int]:
             run = jaxpr_as_fun(ClosedJaxpr(inner, ()))
             specs = spec_of([var.aval for var in inner.invars])
             saving = jax.checkpoint(run, policy=eqn.params["policy"])
-            yield max(kept_bytes(run, *specs) - kept_bytes(saving, *specs), 0)
+            yield max(_kept_bytes(run, specs) - _kept_bytes(saving, specs), 0)
         elif eqn.primitive.name not in LOOPS:
             for one in inside(eqn.params):
                 yield from _parts(one)
