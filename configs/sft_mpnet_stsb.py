@@ -10,7 +10,7 @@ Expect: Spearman, seed 0 (2026-11-29), 100.6x, the edge does 28 % of the FLOPs;
   from .145 to .209 (of one batch each): its rate of 1e-3 is MiniLM's, or it is too
   short for twelve layers. A run without the fit was not made
 Cost: 28 minutes split and 36 un-split on one slow CPU core, each; 50 more once to fit
-  the code, beside other programs (it is kept); 7 GB of memory
+  the code, beside other programs (it is kept)
 """
 
 from splitjax.train.finetune import Finetune, narrow

@@ -5,7 +5,7 @@ import sys
 
 from absl import logging
 
-from splitjax.studies.fsha import report as hijack_report
+from splitjax.studies.fsha import report
 from splitjax.studies.fsha.fsha import play
 from splitjax.studies.fsha.options import ARMS
 from splitjax.train import flags
@@ -22,14 +22,14 @@ def main(_: list[str]) -> None:
     for name in hijack.arms:
         logging.info("%s", name)
         runs = [play(hijack, ARMS[name], seed) for seed in hijack.seeds]
-        rows.append(hijack_report.row(name, runs, hijack.seeds))
+        rows.append(report.row(name, runs, hijack.seeds))
         if runs[0]["share"] is not None:
             pictures[name] = runs[0]["pictures"]
         (workdir / "fsha.json").write_text(json.dumps(rows, indent=2) + "\n")
-        (workdir / "table.md").write_text(hijack_report.table(rows) + "\n")
+        (workdir / "table.md").write_text(report.table(rows) + "\n")
         if pictures:
-            hijack_report.plot(rows, pictures, workdir / "fsha.png")
-    sys.stdout.write(f"\n{hijack_report.table(rows)}\n\nSee {workdir / 'fsha.png'}\n")
+            report.plot(rows, pictures, workdir / "fsha.png")
+    sys.stdout.write(f"\n{report.table(rows)}\n\nSee {workdir / 'fsha.png'}\n")
 
 
 if __name__ == "__main__":

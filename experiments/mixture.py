@@ -10,8 +10,7 @@ import sys
 from absl import flags as absl_flags
 from absl import logging
 
-from splitjax.studies.mixture import mixture
-from splitjax.studies.mixture import report as mixture_report
+from splitjax.studies.mixture import mixture, report
 from splitjax.train import flags
 from splitjax.train.loop import train
 
@@ -30,8 +29,8 @@ def main(_: list[str]) -> None:
         for seed in experiment.seeds:
             logging.info("%s, seed %d", ffn, seed)
             summaries.append(train(one, seed, workdir / ffn / f"seed_{seed}"))
-        rows.append(mixture_report.row(ffn, summaries))
-        text = mixture_report.table(rows)
+        rows.append(report.row(ffn, summaries))
+        text = report.table(rows)
         (workdir / "mixture.json").write_text(json.dumps(rows, indent=2) + "\n")
         (workdir / "mixture.md").write_text(text + "\n")
     sys.stdout.write(f"\n{text}\n\nSee {workdir / 'mixture.md'}\n")

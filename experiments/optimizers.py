@@ -14,7 +14,7 @@ import sys
 
 from absl import flags as absl_flags
 
-from splitjax.studies import optimizers
+from splitjax.studies.optimizers import race, report
 from splitjax.train import flags, timing
 
 LAUNCH = flags.define("configs/dpkfac_resnet.py")
@@ -36,19 +36,19 @@ CLOCK = absl_flags.DEFINE_enum("clock", "wall", list(timing.CLOCKS), "what is co
 def main(_: list[str]) -> None:
     """Tunes, runs, times."""
     experiment, workdir = LAUNCH.run, LAUNCH.workdir
-    arms = optimizers.arms(ARM.value or flags.proposed(LAUNCH.path, "ARMS"), experiment)
+    arms = race.arms(ARM.value or flags.proposed(LAUNCH.path, "ARMS"), experiment)
     workdir.mkdir(parents=True, exist_ok=True)
-    rows = optimizers.race(experiment, arms, workdir)
+    rows = race.race(experiment, arms, workdir)
     chosen = {row["name"]: row["chosen"] for row in rows}
-    times = optimizers.seconds_of(
+    times = race.seconds_of(
         experiment,
         chosen,
-        window=WINDOW.value or optimizers.window_of(experiment, chosen),
+        window=WINDOW.value or race.window_of(experiment, chosen),
         rounds=ROUNDS.value,
         clock=timing.CLOCKS[CLOCK.value],
     )
-    made = optimizers.compared(rows, times)
-    shown = optimizers.write(made, workdir, experiment.task)
+    made = report.compared(rows, times)
+    shown = report.write(made, workdir, experiment.task)
     sys.stdout.write(f"\n{shown}\n\nSee {workdir / 'optimizers.png'}\n")
 
 

@@ -12,7 +12,7 @@ import sys
 
 import jax
 
-from splitjax.studies.plan import report as plan_report
+from splitjax.studies.plan import report
 from splitjax.studies.plan.plan import plan_and_measure
 from splitjax.train import flags
 
@@ -25,10 +25,10 @@ def main(_: list[str]) -> None:
     options.validate()
     jax.config.update("jax_num_cpu_devices", options.devices)
     found = plan_and_measure(options)
-    plan_report.write(found, folder / "plan.json")
-    text = plan_report.text(found)
+    report.write(found, folder / "plan.json")
+    text = report.text(found)
     (folder / "plan.md").write_text(text + "\n")
-    plan_report.plot(found, folder / "plan.png", title=options.model)
+    report.plot(found, folder / "plan.png", title=options.model)
     sys.stdout.write(f"\n{text}\n\nSee {folder / 'plan.png'}\n")
 
 

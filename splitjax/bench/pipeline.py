@@ -65,8 +65,8 @@ def perceptron(watch: Watch) -> list[Row]:
     """Whole steps here, of both executors, and makespans of devices of their own.
 
     The makespan of a schedule is that of its operations, each timed alone; see
-    `Operations`. A whole step is on the cores of this process, which both
-    virtual devices share: what it takes beyond the un-pipelined one is the cost of the
+    `Operations`. A whole step is on the cores of this process, which both virtual
+    devices share: what it takes beyond the un-pipelined one is the cost of the
     pipeline, of which one core gains nothing back.
     """
     if not get_devices(STAGES, "a perceptron in a pipeline"):

@@ -7,8 +7,9 @@ import pytest
 from splitjax.data.benchmarks import BENCHMARKS, GLUE
 from splitjax.data.images import IMAGES
 from splitjax.data.stream import CORPORA
-from splitjax.studies import frontier, optimizers
+from splitjax.studies import frontier
 from splitjax.studies.fsha.options import Hijack
+from splitjax.studies.optimizers import race
 from splitjax.studies.plan.options import Planning
 from splitjax.studies.residuals.residuals import Residuals
 from splitjax.train import flags
@@ -78,7 +79,7 @@ def test_every_point_of_a_sweep_makes_sense(name):
 def test_every_point_of_an_arm_makes_sense(name):
     path = str(ROOT / "configs" / name)
     experiment = flags.load(path)
-    arms = optimizers.arms(flags.proposed(path, "ARMS"), experiment)
+    arms = race.arms(flags.proposed(path, "ARMS"), experiment)
     for point in (point for points in arms.values() for point in points):
         dataclasses.replace(experiment, **point).validate()
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from splitjax.storage.log import Log
-from splitjax.studies import optimizers
+from splitjax.studies.optimizers import race, report
 from splitjax.train.classify import Classify
 from splitjax.train.experiment import Experiment
 
@@ -45,12 +45,12 @@ def test_the_target_is_what_all_of_them_reach():
         row("fast", [(10, 0.7), (20, 0.9), (30, 0.95)]),
     ]
     times = {"slow": [1.0, 2.0, 3.0], "fast": [2.0, 5.0, 6.0]}
-    slow, fast = optimizers.compared(rows, times)
+    slow, fast = report.compared(rows, times)
     assert slow["target"] == fast["target"] == 0.8
     assert (slow["steps_to"], fast["steps_to"]) == (30, 20)
     assert (slow["ratio"], fast["ratio"], fast["seconds"]) == (1.0, 2.0, 5.0)
     assert fast["seconds_to"] == 100.0
-    shown = optimizers.table([slow, fast])
+    shown = report.table([slow, fast])
     assert "steps to 0.8000" in shown and "rate=1" in shown
 
 
@@ -59,7 +59,7 @@ def test_of_a_score_that_falls_the_target_is_the_highest():
         row("a", [(1, 9.0), (2, 5.0)], lower_is_better=True),
         row("b", [(1, 4.0), (2, 3.0)], lower_is_better=True),
     ]
-    one, other = optimizers.compared(rows, {"a": [1.0], "b": [1.0]})
+    one, other = report.compared(rows, {"a": [1.0], "b": [1.0]})
     assert one["target"] == 5.0
     assert (one["steps_to"], other["steps_to"]) == (2, 1)
 
@@ -70,7 +70,7 @@ def test_a_table_tells_what_was_chosen_among_several_values():
     one = row("kfac_clip=1,flip=True", [(1, 0.5)], chosen=points[1], tried=points)
     other = row("plain", [(1, 0.5)])
     times = {one["name"]: [1.0], "plain": [1.0]}
-    line = optimizers.table(optimizers.compared([one, other], times)).splitlines()[2]
+    line = report.table(report.compared([one, other], times)).splitlines()[2]
     assert line.split("|")[2].strip() == "clip=2.0"
 
 
@@ -87,25 +87,25 @@ def test_a_point_that_diverges_is_the_worst_and_ends_no_race(tmp_path, monkeypat
         metric = math.nan if rate == 1 else rate
         return {"metric": metric, "metric_name": "test loss", "lower_is_better": True}
 
-    monkeypatch.setattr(optimizers, "train", train)
+    monkeypatch.setattr(race, "train", train)
     arms = {
         "sgd": [{"learning_rate": rate} for rate in (9.0, 1.0, 0.5, 0.1, 0.0)],
         "flips": [{"flip": flip, "hold_out": 9} for flip in (True, False)],
     }
     run = Classify(**TINY, hold_out=40, learning_rate=0.25)
-    sgd, flips = optimizers.race(run, arms, tmp_path)
+    sgd, flips = race.race(run, arms, tmp_path)
     assert sgd["chosen"] == {"learning_rate": 0.0} and sgd["border"]
     assert [t["metric"] for t in sgd["tried"]] == [None, None, 0.5, 0.1, 0.0]
     assert sgd["curve"] == [(4, 0.0)] and flips["value"] == 0.25
     assert not flips["border"]
     with pytest.raises(FloatingPointError, match="sgd: no loss or score is finite"):
-        optimizers.race(run, {"sgd": [{"learning_rate": 2.0}]}, tmp_path)
+        race.race(run, {"sgd": [{"learning_rate": 2.0}]}, tmp_path)
 
 
 def test_a_window_has_an_inversion_of_every_arm():
     run = Classify(**TINY, kfac_inverse_every=3)
     arms = {"a": {}, "b": {"kfac_inverse_every": 10}}
-    assert optimizers.window_of(run, arms) == 10
+    assert race.window_of(run, arms) == 10
 
 
 @pytest.mark.slow
@@ -149,9 +149,9 @@ def test_the_main_chooses_on_what_is_held_out_and_judges_on_the_rest(tmp_path):
 )
 def test_g_arms_that_are_no_fair_race(grids, says):
     with pytest.raises(ValueError, match=says):
-        optimizers.arms(grids, Experiment())
+        race.arms(grids, Experiment())
 
 
 def test_g_rates_are_not_chosen_on_the_pictures_that_judge(tmp_path):
     with pytest.raises(ValueError, match="hold_out=0: rates would be chosen on"):
-        optimizers.race(Classify(**TINY), {}, tmp_path)
+        race.race(Classify(**TINY), {}, tmp_path)

@@ -1,20 +1,19 @@
-"""Optimizers beside each other: tuned alike, then by steps and by seconds."""
+"""Optimizers that are tuned alike, and what a step of each takes."""
 
 import dataclasses
 import functools
-import json
 import logging
 import math
 import pathlib
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from splitjax.storage import log
 from splitjax.studies.frontier import grid, name_of
 from splitjax.train.experiment import Experiment
 from splitjax.train.loop import train
-from splitjax.train.report import is_lower_better, markdown, mean_and_deviation
+from splitjax.train.report import is_lower_better, mean_and_deviation
 from splitjax.train.stepper import stepper
 from splitjax.train.timing import interleaved
 
@@ -41,7 +40,7 @@ def arms(grids: Sequence[str], experiment: Experiment) -> dict[str, list[Point]]
     for text in grids:
         points = grid(text, experiment)
         first = points[0]
-        name = name_of({k: v for k, v in first.items() if _all_of(points, k) == [v]})
+        name = name_of({k: v for k, v in first.items() if values_of(points, k) == [v]})
         if name in found or not name:
             raise ValueError(
                 f"{text!r}: an arm is named by the options with one value, and "
@@ -56,7 +55,13 @@ def arms(grids: Sequence[str], experiment: Experiment) -> dict[str, list[Point]]
     return found
 
 
-def _all_of(points: Sequence[Point], name: str) -> list:
+def values_of(points: Sequence[Point], name: str) -> list:
+    """The values of an option among some points, each once.
+
+    Example:
+      >>> values_of([{"rate": 1}, {"rate": 2}, {"rate": 1}], "rate")
+      [1, 2]
+    """
     return list(dict.fromkeys(point[name] for point in points))
 
 
@@ -154,7 +159,7 @@ def _finite(
 
 
 def _at_border(points: Sequence[Point], chosen: Point, name: str) -> bool:
-    values = _all_of(points, name)
+    values = values_of(points, name)
     numbers = [v for v in values if type(v) in (int, float)]  # True is no number
     return len(numbers) > 1 and chosen[name] in (min(numbers), max(numbers))
 
@@ -209,84 +214,3 @@ def seconds_of(
     }
     times = interleaved(steps, rounds=rounds, warm=1, clock=clock)
     return {name: [t / window for t in values] for name, values in times.items()}
-
-
-def compared(
-    rows: Sequence[dict[str, Any]], times: dict[str, list[float]]
-) -> list[dict[str, Any]]:
-    """The rows with what they cost.
-
-    Each gets `seconds` of a step, its `ratio` to the first arm's within a round (the
-    median of both), the `target`, which is the worst of the arms' scores in the end,
-    and `steps_to` it and `seconds_to` it: when an arm first scored it, as far as its
-    scores tell.
-    """
-    worst = max if rows[0]["lower_is_better"] else min
-    target = worst(row["value"] for row in rows)
-    reference, made = times[rows[0]["name"]], []
-    for row in rows:
-        own = times[row["name"]]
-        seconds = statistics.median(own)
-        steps = next(_reached(row, target))
-        pairs = zip(own, reference, strict=True)
-        made.append(
-            {
-                **row,
-                "seconds": seconds,
-                "ratio": statistics.median(a / b for a, b in pairs),
-                "target": target,
-                "steps_to": steps,
-                "seconds_to": steps * seconds,
-            }
-        )
-    return made
-
-
-def _reached(row: dict[str, Any], target: float) -> Iterator[int]:
-    sign = -1 if row["lower_is_better"] else 1
-    return (step for step, score in row["curve"] if sign * score >= sign * target)
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows of `compared` as a Markdown table."""
-    target = f"{rows[0]['target']:.4f}"
-    head = ("arm", "chosen", f"{rows[0]['unit']}, in the end", "a step", "ratio")
-    head += (f"steps to {target}", f"seconds to {target}")
-    cells = [
-        (
-            row["name"],
-            name_of({k: v for k, v in row["chosen"].items() if _varies(row, k)})
-            + (" (at the border)" if row["border"] else ""),
-            f"{row['value']:.4f}"
-            + (f" ± {row['deviation']:.4f}" if len(row["each"]) > 1 else ""),
-            f"{1e3 * row['seconds']:.3g} ms",
-            f"{row['ratio']:.2f}",
-            str(row["steps_to"]),
-            f"{row['seconds_to']:.1f}",
-        )
-        for row in rows
-    ]
-    return markdown(head, cells)
-
-
-def _varies(row: dict[str, Any], name: str) -> bool:
-    return len(_all_of(row["tried"], name)) > 1
-
-
-def write(rows: Sequence[dict[str, Any]], folder: pathlib.Path, title: str) -> str:
-    """Writes optimizers.json, .md and .png into a folder, and gives the table."""
-    from matplotlib.figure import Figure
-
-    shown = table(rows)
-    (folder / "optimizers.json").write_text(json.dumps(list(rows), indent=2) + "\n")
-    (folder / "optimizers.md").write_text(shown + "\n")
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    for axes, unit in zip(figure.subplots(1, 2), ("steps", "seconds"), strict=True):
-        for row in rows:
-            scale = row["seconds"] if unit == "seconds" else 1
-            steps, scores = zip(*row["curve"], strict=True)
-            axes.plot([s * scale for s in steps], scores, "o-", label=row["name"])
-        axes.set(xlabel=unit, ylabel=row["unit"], title=title)
-        axes.legend()
-    figure.savefig(folder / "optimizers.png", dpi=120)
-    return shown

@@ -1,0 +1,1 @@
+"""Optimizers beside each other: tuned alike, then by steps and by seconds."""
