@@ -71,11 +71,19 @@ class Checkpoints:
                     "start all with the same options"
                 )
         make_shared(self.folder)
+        self._claimed = False
         at_first("config.json", lambda: self._claim(config), CheckpointError)
+
+    def release(self) -> None:
+        """Lets the folder go, if it was free before: for a run that cannot begin."""
+        if self._claimed:
+            (self.folder / CONFIG).unlink(missing_ok=True)
+        self._claimed = False
 
     def _claim(self, config: dict) -> None:
         path = self.folder / CONFIG
-        found = json.loads(path.read_text()) if path.exists() else config
+        self._claimed = not path.exists()
+        found = config if self._claimed else json.loads(path.read_text())
         if rows := _unlike(found, config, "there", "now"):
             raise CheckpointError(
                 f"{self.folder} holds a run of another config ({'; '.join(rows)}). "

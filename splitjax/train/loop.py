@@ -189,7 +189,7 @@ def train(
     """
     experiment.validate()
     folder = pathlib.Path(workdir)
-    Checkpoints(folder, experiment.identity(seed))
+    claim = Checkpoints(folder, experiment.identity(seed))
     summary = folder / "summary.json"
     if summary.exists():
         found = json.loads(summary.read_text())
@@ -204,7 +204,11 @@ def train(
         summary.write_text(json.dumps(found, indent=2) + "\n")
         return found
     with exclusive(folder):
-        run = open_run(experiment, seed, folder, cloud)
+        try:
+            run = open_run(experiment, seed, folder, cloud)
+        except ValueError:  # such as a cut behind a layer that the model lacks
+            claim.release()
+            raise
         with contextlib.closing(run.driver):
             return _train(experiment, seed, folder, run, progress)
 

@@ -144,6 +144,15 @@ def test_another_config_is_refused_by_the_names_that_differ(store):
     Checkpoints(store.folder, dict(reversed(CONFIG.items())))
 
 
+def test_a_folder_is_let_go_by_who_claimed_it_only(store):
+    Checkpoints(store.folder, CONFIG).release()
+    with pytest.raises(CheckpointError, match="another config"):
+        Checkpoints(store.folder, {})
+    store.release()
+    store.release()
+    Checkpoints(store.folder, {})
+
+
 def test_the_last_ones_are_kept(tmp_path):
     store = Checkpoints(tmp_path, CONFIG, keep=2)
     assert store.latest() is None and store.steps() == []

@@ -23,3 +23,13 @@ def test_a_run_that_was_not_trained_is_told(options, tmp_path):
         loop.open_trained(options(), 0, tmp_path / "gone")
     with pytest.raises(CheckpointError, match="holds no checkpoint: train first"):
         loop.open_trained(options(), 0, tmp_path)
+
+
+def test_a_run_that_cannot_begin_leaves_its_folder_free(options, tmp_path):
+    with pytest.raises(ValueError, match="layers"):
+        loop.train(options(layers=99), 0, tmp_path, progress=False)
+    assert not (tmp_path / "config.json").exists()
+    loop.train(options(steps=1, epochs=1), 0, tmp_path, progress=False)
+    with pytest.raises(CheckpointError, match="another config"):
+        loop.train(options(layers=99), 0, tmp_path, progress=False)
+    assert (tmp_path / "config.json").exists()
