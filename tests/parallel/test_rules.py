@@ -276,7 +276,7 @@ def test_f6_a_tensor_parallel_block_has_two_all_reduces(block, mesh):
     stage, (params, state), x = block
     made, args = program(stage, params, state, x, mesh)
     sent = count_collectives(made)
-    want = ("all-reduce", (f"f32[{B // 2},{T},{D}]",), B // 2 * T * D * 4)
+    want = ("all-reduce", (f"f32[{B // 2 * T},{D}]",), B // 2 * T * D * 4)
     assert [one[:3] for one in sent] == [want, want]
     assert {one.groups for one in sent} == {((0, 1, 2, 3), (4, 5, 6, 7))}
     np.testing.assert_allclose(made(*args), run(stage, params, state, x), atol=1e-5)
