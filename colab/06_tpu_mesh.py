@@ -63,7 +63,8 @@ from splitjax.studies.plan.options import Planning
 from splitjax.studies.plan.plan import plan_and_measure
 from splitjax.studies.plan.subject import subject_of
 from splitjax.train.finetune import Finetune
-from splitjax.train.loop import open_run, tick_batch
+from splitjax.train.loop import tick_batch
+from splitjax.train.runs import open_run
 
 SMALL = bool(os.environ.get("SMALL"))
 STEPS = 3 if SMALL else 20

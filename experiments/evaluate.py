@@ -7,7 +7,7 @@ import json
 import sys
 
 from splitjax.train import door_flags, flags
-from splitjax.train.loop import evaluate, open_trained
+from splitjax.train.runs import evaluate, open_trained
 
 LAUNCH = flags.define("configs/sft_stsb.py")
 door_flags.define_edge("")

@@ -9,7 +9,7 @@ import sys
 from absl import flags as absl_flags
 
 from splitjax.train import door_flags, flags
-from splitjax.train.loop import open_trained, predict
+from splitjax.train.runs import open_trained, predict
 
 LAUNCH = flags.define("configs/sft_stsb.py")
 door_flags.define_edge("")

@@ -2,8 +2,8 @@
 
 import pathlib
 import secrets
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from itertools import starmap
 from typing import Any
 
 import jax
@@ -14,12 +14,13 @@ from splitjax.core.memory import memories
 from splitjax.core.tree import Tree, spec_of
 from splitjax.runtime import control, frame
 from splitjax.runtime.channel import Channel
-from splitjax.runtime.local import RunState
 from splitjax.runtime.memories import Memories, without_ids
 from splitjax.runtime.meter import Meter
 from splitjax.runtime.outbox import Outbox
+from splitjax.runtime.overlap import overlapped
 from splitjax.runtime.predictions import Predictions
 from splitjax.runtime.programs import Exchange, Programs, at_tick, begin, weights_of
+from splitjax.runtime.run_state import RunState
 from splitjax.runtime.schema import Schema
 from splitjax.storage.frames import Frames
 
@@ -166,18 +167,19 @@ class Edge:
         """
         if len(batches) != self._micro:
             raise ValueError(f"a step has {self._micro} micro-batches: {len(batches)}")
-        waiting: deque = deque()
+
+        def work(number, batch):
+            nonlocal run
+            batch = batch if memories(self._specs) else without_ids(batch)
+            at = self._at(run.tick + number)
+            name = names[number] if names else ""
+            run, live, exchanges = self._first(run, batch, at, name)
+            yield
+            run, metrics = self._finish(run, batch, at, live, exchanges)
+            return metrics
+
         total: dict = {}
-        ticks = deque(enumerate(batches))
-        while ticks or waiting:
-            while ticks and len(waiting) < max(1, in_flight):
-                number, batch = ticks.popleft()
-                batch = batch if memories(self._specs) else without_ids(batch)
-                at = self._at(run.tick + number)
-                name = names[number] if names else ""
-                run, live, exchanges = self._first(run, batch, at, name)
-                waiting.append((batch, at, live, exchanges))
-            run, metrics = self._finish(run, *waiting.popleft())
+        for metrics in overlapped(starmap(work, enumerate(batches)), in_flight):
             total = add_metrics(total, metrics)
         tick = run.tick + len(batches)
         metrics, lost = self._outbox.ack(tick - 1)
@@ -187,20 +189,31 @@ class Edge:
 
     def predict(self, run: RunState, x: Tree) -> Tree:
         """The model's output for an input, through the cut; nothing is learned."""
+        [out] = self.predict_each(run, [x])
+        return out
+
+    def predict_each(
+        self, run: RunState, inputs: Iterable[Tree], *, in_flight: int = 1
+    ) -> Iterator[Tree]:
+        """The outputs for some inputs, all to be taken; see `Local.predict_each`."""
+        return overlapped((self._forward(run, x) for x in inputs), in_flight)
+
+    def _forward(self, run: RunState, x: Tree) -> Generator[None, None, Tree]:
         programs = self._programs
         at = self._at(run.tick)
         at = At(at.key, at.step, at.tick, at.slot, apply=False)
         exchanges = programs.predictions(*self._specs, x, at)
         self._outbox.announce(Schema.of({"x": spec_of(x)}).to_bytes())
         self._predictions += 1
-        at = self._numbered.at(at)
+        number, at = self._predictions, self._numbered.at(at)
         live: Tree = {}
         down: Tree = None
         for hop, exchange in enumerate(exchanges):
             edge = programs.predict_edge(hop)
             _, live, up = edge(run.edge, live, {"x": x}, down, at)
-            self._post(exchange, up, "predict", self._predictions, hop)
-            down = self._await(exchange, "predict", self._predictions, hop)
+            self._outbox.post_tree(("predict", number, hop), exchange.up, up)
+            yield
+            down = self._outbox.take_tree(("predict", number, hop), exchange.down)
         return programs.predict_last()(run.edge, live, {"x": x}, down, at)[1]["out"]
 
     def prefetch(self, ids: Any) -> None:
@@ -252,7 +265,7 @@ class Edge:
         changes, live, up = self._programs.edge(0, at)(held, {}, batch, None, at)
         changes = self.memories.take(tick, changes)
         run = run._replace(edge={**run.edge, **changes})
-        self._post(exchanges[0], up, "train", tick, 0)
+        self._outbox.post_tree(("train", tick, 0), exchanges[0].up, up)
         return run, live, exchanges
 
     def _finish(
@@ -273,10 +286,10 @@ class Edge:
                 changes, live, up = edge(held, live, batch, down, at)
                 changes = rows.take(tick, changes)
                 run = run._replace(edge={**run.edge, **changes})
-                self._post(exchange, up, "train", tick, hop)
+                self._outbox.post_tree(("train", tick, hop), exchange.up, up)
             down = None
             if exchange.down is not None:
-                down = self._await(exchange, "train", tick, hop)
+                down = self._outbox.take_tree(("train", tick, hop), exchange.down)
         last, metrics = self._programs.last(at), live.get("metrics", {})
         if last is not None:
             held = rows.lend(tick, run.edge)
@@ -284,14 +297,3 @@ class Edge:
             run = run._replace(edge={**run.edge, **rows.take(tick, changes)})
         rows.end(tick, told=False)
         return run, metrics
-
-    def _post(self, exchange: Exchange, up: Tree, kind: str, tick: int, hop: int):
-        where = {"run": self._outbox.run, "slot": self.slot, "tick": tick, "hop": hop}
-        assert exchange.up is not None, "a hop begins with a message"
-        data = frame.write(exchange.up, jax.device_get(up), kind=kind, **where)
-        self._outbox.post((kind, tick, hop), data)
-
-    def _await(self, exchange: Exchange, kind: str, tick: int, hop: int) -> Any:
-        assert exchange.down is not None
-        data = self._outbox.take((kind, tick, hop))
-        return frame.read(exchange.down, data, check_finite=True)[1]

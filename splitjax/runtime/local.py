@@ -1,9 +1,9 @@
 """The driver for one process: both halves here, every message through a real frame."""
 
 import pathlib
-from collections import deque
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import starmap
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,28 +15,12 @@ from splitjax.core.tree import Tree, spec_of
 from splitjax.runtime import frame
 from splitjax.runtime.memories import Memories, without_ids
 from splitjax.runtime.meter import Meter
+from splitjax.runtime.overlap import overlapped
 from splitjax.runtime.predictions import Predictions
 from splitjax.runtime.programs import Programs, place_of
+from splitjax.runtime.run_state import RunState
 from splitjax.runtime.schema import Schema
 from splitjax.storage.frames import Frames
-
-
-class RunState(NamedTuple):
-    """Everything that a run must keep to go on.
-
-    Attributes:
-      edge: what the edge holds.
-      shared: what the cloud holds once.
-      slot: what the cloud holds for the edge.
-      step: optimizer steps done.
-      tick: micro-batches done.
-    """
-
-    edge: dict
-    shared: Tree
-    slot: dict
-    step: int = 0
-    tick: int = 0
 
 
 class Local:
@@ -143,18 +127,19 @@ class Local:
         Returns:
           The new state, and metrics on the device: "loss" is that of the whole step.
         """
-        waiting: deque = deque()
+
+        def work(number, batch):
+            nonlocal run
+            batch = self._named(batch)
+            at = self._at(run, run.tick + number, number == len(batches) - 1)
+            name = names[number] if names else ""
+            run, live, up = self._first(run, batch, at, name)
+            yield
+            run, metrics = self._finish(run, batch, at, live, up)
+            return metrics
+
         total: dict = {}
-        ticks = list(enumerate(batches))
-        while ticks or waiting:
-            while ticks and len(waiting) < max(1, in_flight):
-                number, batch = ticks.pop(0)
-                batch = self._named(batch)
-                at = self._at(run, run.tick + number, number == len(batches) - 1)
-                name = names[number] if names else ""
-                run, live, up = self._first(run, batch, at, name)
-                waiting.append((batch, at, live, up))
-            run, metrics = self._finish(run, *waiting.popleft())
+        for metrics in overlapped(starmap(work, enumerate(batches)), in_flight):
             total = add_metrics(total, metrics)
         for rows in self.memories:
             rows.step()
@@ -162,6 +147,23 @@ class Local:
 
     def predict(self, run: RunState, x: Tree) -> Tree:
         """The model's output for an input, through the cut; nothing is learned."""
+        [out] = self.predict_each(run, [x])
+        return out
+
+    def predict_each(
+        self, run: RunState, inputs: Iterable[Tree], *, in_flight: int = 1
+    ) -> Iterator[Tree]:
+        """The outputs for some inputs, one after the other; see `predict`.
+
+        Args:
+          run: the state.
+          inputs: of the model.
+          in_flight: how many of them may be under way at once. The numbers do not
+            depend on it.
+        """
+        return overlapped((self._forward(run, x) for x in inputs), in_flight)
+
+    def _forward(self, run: RunState, x: Tree) -> Generator[None, None, Tree]:
         programs = self._programs
         at = self._at(run, run.tick, False)
         mine = self._predictions.at(at)
@@ -172,6 +174,7 @@ class Local:
             up = self._ship(up, "predict", "up", number, at)
             cloud = programs.predict_cloud(number)
             _, _, _, (down,), _ = cloud(run.shared, (run.slot,), ({},), (up,), (at,))
+            yield
             down = self._ship(down, "predict", "down", number, at)
         return programs.predict_last()(run.edge, live, batch, down, mine)[1]["out"]
 

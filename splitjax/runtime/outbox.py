@@ -4,12 +4,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
+from splitjax.core.tree import Tree
 from splitjax.runtime import control, frame
 from splitjax.runtime.channel import Channel, Closed
 from splitjax.runtime.control import BadControl, Refused
 from splitjax.runtime.events import tell
 from splitjax.runtime.meter import Meter, kind_of
-from splitjax.runtime.schema import FrameError
+from splitjax.runtime.schema import FrameError, Schema
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 5.0
 PASSING = ("busy", "closing")  # refusals that time mends
@@ -81,6 +84,23 @@ class Outbox:
         self._before = []
         for part in self._waiting[key]:
             self._send(part)
+
+    def post_tree(self, key: Key, schema: Schema | None, tree: Tree) -> None:
+        """Sends the frame of a message, see `post`."""
+        assert schema is not None, "a hop begins with a message"
+        kind, tick, hop = key
+        where = {"run": self.run, "slot": self._slot, "tick": tick, "hop": hop}
+        data = frame.write(schema, jax.device_get(tree), kind=kind, **where)
+        self.post(key, data)
+
+    def take_tree(self, key: Key, schema: Schema | None) -> Tree:
+        """Waits for the frame that answers a message, and reads it.
+
+        Raises:
+          FrameError: when it is not what it must be.
+        """
+        assert schema is not None, "what is waited for has a schema"
+        return frame.read(schema, self.take(key), check_finite=True)[1]
 
     def take(self, key: Key) -> bytes:
         """Waits for the answer to a message."""

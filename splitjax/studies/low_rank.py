@@ -15,8 +15,9 @@ from splitjax.factors.truncated import truncate
 from splitjax.metrics.macs import macs
 from splitjax.optim.lrpet import project_params
 from splitjax.optim.norms import STATISTICS, recalibrate
-from splitjax.train.loop import Run, evaluate, open_trained, train
+from splitjax.train.loop import train
 from splitjax.train.low_rank import LowRank
+from splitjax.train.runs import Run, evaluate, open_trained
 
 
 def compare(

@@ -63,7 +63,7 @@ def refuse(attacks: tuple[str, ...], run: Any) -> None:
 
     Args:
       attacks: names of `experiment.ATTACKS`.
-      run: a `train.loop.Run`.
+      run: a `train.runs.Run`.
     """
     parts = run.parts
     if not attacks or len(parts.split) < 2:
@@ -88,7 +88,7 @@ def attacked(attacks: tuple[str, ...], run: Any, seed: int) -> dict[str, dict]:
 
     Args:
       attacks: names of `experiment.ATTACKS`.
-      run: a `train.loop.Run` that holds both halves.
+      run: a `train.runs.Run` that holds both halves.
       seed: of the attacker.
 
     Returns:

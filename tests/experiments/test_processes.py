@@ -20,7 +20,7 @@ from splitjax.storage import log
 from splitjax.storage.checkpoint import Checkpoints
 from splitjax.storage.lock import InUse, exclusive
 from splitjax.storage.row_file import RowFile
-from splitjax.train import loop
+from splitjax.train import loop, runs
 from splitjax.train.finetune import Finetune
 from splitjax.train.next_token import NextToken
 from splitjax.train.serve import agreed
@@ -182,7 +182,7 @@ def equals_one_process(both, alone, edge_folder, cloud_folder, *, again=False):
         for way in ("up", "down") if again and "up" in one else ():
             assert one.pop(way) >= other.pop(way)
     assert found == want
-    want = loop.open_run(both.experiment, 0, alone)
+    want = runs.open_run(both.experiment, 0, alone)
     state, config = want.state, agreed(both.experiment, 0)
     config = {**config, "facts": want.parts.facts}
     edge = Checkpoints(edge_folder, both.experiment.identity(0))

@@ -79,6 +79,36 @@ def test_an_edge_and_a_cloud_are_one_run_to_the_bit(name, here):
     edge.close()
 
 
+@pytest.mark.parametrize("crash", [False, True])
+@pytest.mark.parametrize("name", ["stateful u", "coded"])
+def test_outputs_that_are_under_way_together_are_those_one_by_one(name, crash, here):
+    """Whatever happens meanwhile; the next is sent before an answer is waited for."""
+    model = Model(**SHAPES[name])
+    inputs = [model.x, model.x / 2, -model.x, model.x]  # equal ones, other noise
+    driver = model.local()
+    run = driver.start(model.params, model.state, model.x)
+    want = [driver.predict(run, x) for x in inputs]
+    driver = model.local()
+    run = driver.start(model.params, model.state, model.x)
+    same(list(driver.predict_each(run, inputs, in_flight=3)), want)
+    both = here(model)
+    edge = model.edge(both.dial)
+    run = edge.start(model.params, model.state, model.x)
+    asked = []
+
+    def given():
+        for x in inputs:
+            asked.append(edge.meter.totals(kind="predict"))
+            if crash and len(asked) == 3:
+                both.crash()
+            yield x
+
+    same(list(edge.predict_each(run, given(), in_flight=3)), want)
+    assert [one["bytes_down"] for one in asked[:3]] == [0, 0, 0]
+    assert 0 < asked[1]["bytes_up"] < asked[2]["bytes_up"]
+    edge.close()
+
+
 @pytest.mark.parametrize(
     "name", ["stateful u", "micro", "frozen", "coded", "remember micro"]
 )

@@ -25,7 +25,7 @@ from splitjax.studies.compress.options import Compress, Tuned
 from splitjax.studies.compress.table import plot, table
 from splitjax.studies.compress.tuning import TUNES
 from splitjax.train.finetune import Finetune
-from splitjax.train.loop import open_trained, predict
+from splitjax.train.runs import open_trained, predict
 
 OPTIONS = dict(batch_size=8, max_length=8, epochs=1, shares=(0.5,), fisher_examples=20)
 KERNELS = {(16, 16): (8, 4), (16, 32): (2, 5), (32, 16): (2, 5)}  # count, rank

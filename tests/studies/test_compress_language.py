@@ -15,7 +15,7 @@ from splitjax.studies.compress.language import (
 )
 from splitjax.studies.compress.methods import fitted
 from splitjax.train.language import open_model, scorer
-from splitjax.train.loop import open_trained
+from splitjax.train.runs import open_trained
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from splitjax.core.tree import flat
 from splitjax.storage.log import read
 from splitjax.studies.low_rank import compare, measured
 from splitjax.train.classify import Classify
-from splitjax.train.loop import open_run, open_trained
+from splitjax.train.runs import open_run, open_trained
 from tests.train.test_low_rank import RANKS, TINY, ranks
 
 

@@ -15,7 +15,7 @@ from splitjax.factors.mpo import MpoExperts
 from splitjax.storage import log
 from splitjax.studies.mixture import report as mixture_report
 from splitjax.studies.mixture.mixture import Mixture
-from splitjax.train import loop
+from splitjax.train import loop, runs
 from splitjax.train.expert_options import FFN
 
 EXPERTS = dict(experts=4, capacity=4.0, eval_capacity=4.0)
@@ -89,7 +89,7 @@ def test_a_run_learns_and_its_shared_cores_wait_for_a_coin(options, tmp_path):
     assert summary["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(start))
     [line] = [line for line in log.read(tmp_path) if "loss" in line]
     assert 0.25 <= line["layer_1/ffn/busiest"] <= 1 and "layer_0/ffn/dropped" in line
-    run = loop.open_trained(experiment, 0, tmp_path)
+    run = runs.open_trained(experiment, 0, tmp_path)
     run.driver.close()
     kernel = run.state.edge["params"]["0"]["layer_0/ffn"]["wi"]["kernel"]
     old = start["layer_0/ffn"]["wi"]["kernel"]
@@ -146,7 +146,7 @@ def test_experts_lie_apart_and_learn_as_on_one_device(options, tmp_path):
     )
     found = []
     for name, experiment in (("alone", alone), ("spread", spread)):
-        run = loop.open_run(experiment, 0, tmp_path / name)
+        run = runs.open_run(experiment, 0, tmp_path / name)
         state, losses = run.state, []
         for [batch] in list(run.parts.train.epoch(0))[:2]:
             total = int(batch["n_valid"])

@@ -11,7 +11,7 @@ import pytest
 from splitjax.data.synthetic import toy
 from splitjax.runtime.local import Local
 from splitjax.storage import log
-from splitjax.train import attack, loop, report
+from splitjax.train import attack, loop, report, runs
 from splitjax.train.classify import Classify
 
 ALL = ("inversion", "decoder", "label", "dcor")
@@ -93,7 +93,7 @@ def test_an_attack_can_come_later_and_stands_in_the_report(ran, options, task):
 def test_the_attacker_is_judged_on_texts_that_it_does_not_have(ran, options, task):
     _, folder = ran(label_side="edge")
     experiment = options(task=task, steps=2, batch_size=16, label_side="edge")
-    run = loop.open_trained(experiment, 0, folder)
+    run = runs.open_trained(experiment, 0, folder)
     heard, again = (attack.listen(run.parts, run.state, 0) for _ in range(2))
     np.testing.assert_array_equal(heard.known, again.known)
     own, others = (set(heard.example[mask]) for mask in (heard.known, ~heard.known))

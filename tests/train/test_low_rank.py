@@ -9,7 +9,8 @@ import pytest
 from splitjax.core.matrix import Rule, as_matrix
 from splitjax.core.tree import path_name
 from splitjax.train.classify import Classify
-from splitjax.train.loop import open_run, tick_batch
+from splitjax.train.loop import tick_batch
+from splitjax.train.runs import open_run
 
 TINY = dict(
     task="digits",

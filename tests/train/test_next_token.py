@@ -13,10 +13,13 @@ from splitjax.core.stage import join
 from splitjax.data.batches import model_inputs
 from splitjax.factors.mpo import MpoExperts
 from splitjax.models.decoder import decoder
+from splitjax.runtime.meter import Meter
 from splitjax.storage import log
 from splitjax.train import loop
+from splitjax.train.drivers import make_driver
 from splitjax.train.language import Opened, folder_of, read_config, scorer
 from splitjax.train.next_token import NextToken
+from splitjax.train.runs import Run, evaluate, open_run, predict
 
 PLACES = ("embed", "layer_0/attention", "layer_0/ffn", "norm")
 CUTS = [(place,) for place in PLACES] + [PLACES[:2], ("layer_0", "norm")]
@@ -116,10 +119,10 @@ def test_the_score_is_that_of_the_whole_model(tied, language):
         parts.split.cut.merge(parts.state),
         data.Tokenizer(folder),
     )
-    driver = loop.make_driver(experiment, 0, parts, loop.Meter(), None)
+    driver = make_driver(experiment, 0, parts, Meter(), None)
     x = model_inputs(next(iter(parts.train.epoch(0)))[0])
-    run = loop.Run(parts, driver, driver.start(parts.params, parts.state, x), {}, None)
-    found = loop.evaluate(run)
+    run = Run(parts, driver, driver.start(parts.params, parts.state, x), {}, None)
+    found = evaluate(run)
     assert list(found) == ["test", "dev"]
     for name, value in found.items():
         windows = parts.evals[name]
@@ -127,7 +130,7 @@ def test_the_score_is_that_of_the_whole_model(tied, language):
         want = scorer(opened)(opened.params, windows)
         assert value == pytest.approx(want["perplexity"], rel=1e-5)
     score = type(experiment).SCORES["bits"]
-    rows = loop.predict(run, parts.evals["dev"])
+    rows = predict(run, parts.evals["dev"])
     assert rows[1].sum() == len(parts.evals["dev"].stream) - 1
     assert score(*rows) == pytest.approx(np.log2(found["dev"]))
 
@@ -192,14 +195,14 @@ def test_an_edge_that_is_frozen_sends_once(ran):
 
 def test_texts_of_the_users_are_scored_one_by_one(language, tmp_path):
     experiment = language(**UNSPLIT)
-    run = loop.open_run(experiment, 0, tmp_path / "run")
+    run = open_run(experiment, 0, tmp_path / "run")
     path = tmp_path / "mine.txt"
     path.write_text("red dog\nsky cat red dog red sky dog cat cat cat cat\n")
     texts, batches = experiment.texts(str(path))
-    nats, counts = loop.predict(run, batches)
+    nats, counts = predict(run, batches)
     assert len(texts) == 2 and counts.tolist() == [1, 8]  # a window reads 8 tokens
     path.write_text("red dog\n")
-    alone, _ = loop.predict(run, experiment.texts(str(path))[1])
+    alone, _ = predict(run, experiment.texts(str(path))[1])
     assert alone[0] == pytest.approx(nats[0], rel=1e-5) and nats[1] > nats[0] > 0
     path.write_text("red dog\nsky\n")
     with pytest.raises(data.DataError, match="of two tokens or more"):
@@ -297,11 +300,11 @@ def test_experts_begin_as_the_dense_model_and_share_their_cores(ran, runs):
 def test_smollm2_through_its_cut(tmp_path):
     """With both ends at the edge, in the pieces of configs/lm_smollm2_wikitext.py."""
     few = dict(window=1023, limit=1, eval_limit=1, batch_size=1, score_on=("test",))
-    run = loop.open_run(NextToken(after=("layer_1", "layer_28"), **few), 0, tmp_path)
+    run = open_run(NextToken(after=("layer_1", "layer_28"), **few), 0, tmp_path)
     held = run.parts.split.cut.owners, run.parts.params
     sizes = {"edge": 0, "cloud": 0}
     for owner, params in zip(*held, strict=True):
         sizes[owner] += sum(leaf.size for leaf in jax.tree.leaves(params))
     assert sizes == {"edge": 67_243_968, "cloud": 95_582_592}
     # That of tests/train/test_language.py, in one piece.
-    assert loop.evaluate(run)["test"] == pytest.approx(13.8215, abs=2e-3)
+    assert evaluate(run)["test"] == pytest.approx(13.8215, abs=2e-3)

@@ -6,7 +6,7 @@ import pytest
 
 from splitjax.runtime.local import Local
 from splitjax.storage import log
-from splitjax.train import loop
+from splitjax.train import loop, runs
 
 DELTA = "ragged() + delta(quantize(2, axis='channel', power_of_two=True), check=2)"
 REMEMBER = dict(
@@ -65,7 +65,7 @@ def test_dropout_at_the_edge_is_warned_of(options, tmp_path, caplog):
     ):
         caplog.clear()
         folder = tmp_path / str(len(more)) / str(warned) / "".join(more)
-        run = loop.open_run(options(**{"forward": DELTA, **more}), 0, folder)
+        run = runs.open_run(options(**{"forward": DELTA, **more}), 0, folder)
         assert isinstance(run.driver, Local) and run.driver.remembers
         assert ("nothing settles" in caplog.text) == warned
 
@@ -78,5 +78,5 @@ def test_examples_that_never_come_again_are_warned_of(options, tmp_path, caplog)
     ):
         caplog.clear()
         given = options(**({"forward": forward} if forward else {}), epochs=epochs)
-        loop.open_run(given, 0, tmp_path / f"{epochs}{bool(forward)}")
+        runs.open_run(given, 0, tmp_path / f"{epochs}{bool(forward)}")
         assert ("none comes again" in caplog.text) == warned

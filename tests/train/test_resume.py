@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from splitjax.storage import log
-from splitjax.train import loop
+from splitjax.train import loop, runs
 
 # Two epochs of three steps, with chance wherever there can be some.
 CHANCE = dict(epochs=2, micro=2, eval_every=1)
@@ -67,7 +67,7 @@ def test_chance_is_really_there(undisturbed, experiment, watch, tmp_path):
     """Else the test above would pass with a key that is never restored."""
     lines = [line for line in log.read(undisturbed.folder) if "loss" in line]
     assert len(lines) == 6 and len({line["loss"] for line in lines}) == 6
-    other = loop.open_run(experiment(), 0, tmp_path)
+    other = runs.open_run(experiment(), 0, tmp_path)
     [batch, *_] = next(iter(other.parts.train.epoch(0, micro=2)))
     tick = loop.tick_batch(batch, batch["n_valid"])
     driver, losses = other.driver, []

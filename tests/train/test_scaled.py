@@ -18,7 +18,8 @@ from splitjax.storage import log
 from splitjax.train import flags
 from splitjax.train.classify import Classify
 from splitjax.train.finetune import Finetune
-from splitjax.train.loop import open_run, tick_batch
+from splitjax.train.loop import tick_batch
+from splitjax.train.runs import open_run
 
 CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "zero_minilm.py")
 TINY = dict(

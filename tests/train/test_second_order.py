@@ -17,7 +17,8 @@ from splitjax.runtime.programs import begin, weights_of
 from splitjax.train.classify import Classify
 from splitjax.train.drivers import ToCloud
 from splitjax.train.finetune import Finetune
-from splitjax.train.loop import open_run, tick_batch
+from splitjax.train.loop import tick_batch
+from splitjax.train.runs import open_run
 from splitjax.train.serve import build
 
 TINY = dict(

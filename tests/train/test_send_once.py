@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from splitjax.runtime.local import Local
-from splitjax.train import loop
+from splitjax.train import runs
 
 ONCE = dict(
     epochs=3, frozen_edge=True, send_once=True, forward_bits=8, micro=2, eval_every=1
@@ -56,6 +56,6 @@ def test_an_edge_that_learns_must_send_again(options):
 
 
 def test_a_driver_keeps_only_what_cannot_change(options, tmp_path):
-    run = loop.open_run(options(), 0, tmp_path / "one")
+    run = runs.open_run(options(), 0, tmp_path / "one")
     with pytest.raises(ValueError, match="first segment is frozen"):
         run.driver.keep(None)

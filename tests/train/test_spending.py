@@ -11,7 +11,7 @@ from splitjax.privacy import Spent, epsilon_renyi
 from splitjax.runtime.certificates import make_certificates
 from splitjax.runtime.cloud import Cloud
 from splitjax.runtime.edge import Edge
-from splitjax.train import loop, spending
+from splitjax.train import loop, runs, spending
 from splitjax.train.drivers import ToCloud
 from splitjax.train.processes import Door
 from splitjax.train.serve import build, run_key
@@ -39,7 +39,7 @@ def test_a_run_prints_its_budget_and_sums_it_up(options, watch, tmp_path, caplog
 def test_scores_have_noise_too_and_never_the_same(options, tmp_path):
     """Equal noise in two messages would cancel in their difference."""
     forward = "ragged() + perturb('gauss', scale=10.0, clip=0.1)"
-    run = loop.open_run(options(forward=forward), 0, tmp_path)
+    run = runs.open_run(options(forward=forward), 0, tmp_path)
     [batch] = next(iter(run.parts.evals["dev"].epoch(0, shuffle=False)))
     x = spending.model_inputs(batch)
     first, second = (np.asarray(run.driver.predict(run.state, x)) for _ in range(2))

@@ -14,7 +14,8 @@ from splitjax.studies.compress.compression import Row, Subject, compressed, cost
 from splitjax.studies.compress.methods import fitted
 from splitjax.studies.compress.options import Compress
 from splitjax.studies.compress.tuning import TUNES, Tuning
-from splitjax.train.loop import Run, evaluate, open_trained, train
+from splitjax.train.loop import train
+from splitjax.train.runs import Run, evaluate, open_trained
 
 
 def params_of(run: Run) -> Tree:
