@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from splitjax.core.stage import join, repeat
+from splitjax.core.tree import flat
 from splitjax.models.decoder import decoder
 from splitjax.models.decoder_config import DecoderConfig
 from splitjax.parallel.mesh import check_agreement, join_processes, make_cloud_mesh
@@ -88,22 +89,37 @@ def train(program, params, opt, x, steps: int = 5):
     return losses, first, params
 
 
+def spoilt(params, block: int):
+    """The parameters with no number in one block of the stack, where they lie."""
+
+    @jax.jit
+    def run(a):
+        return a.at[block].set(jnp.nan)
+
+    stack = jax.tree.map(lambda a: jax.device_put(run(a), a.sharding), params["block"])
+    return {**params, "block": stack}
+
+
 def main(coordinator: str, processes: str, number: str, config: str) -> None:
-    """Prints losses, and norms of the gradient's leaves, as JSON."""
+    """Prints losses, the gradient's leaves and what a spoilt block gives, as JSON."""
     jax.config.update("jax_num_cpu_devices", 8 // int(processes))
     join_processes(coordinator, processes=int(processes), number=int(number))
-    check_agreement(json.loads(config))
+    options = json.loads(config)
+    check_agreement(options)
     params, state, opt = jax.tree.map(np.asarray, start())
-    mesh = make_cloud_mesh("data=2,pipe=2,tensor=2")
+    mesh = make_cloud_mesh(options["mesh"])
     x = jax.tree.map(np.asarray, batch())
     program, args = on_mesh(mesh, step(model(mesh), state), params, opt, x)
     losses, grads, _ = train(program, *args, steps=2)
-    squares = jax.jit(
-        lambda tree: [jnp.square(g).sum() for g in jax.tree.leaves(tree)],
-        out_shardings=NamedSharding(mesh, PartitionSpec()),
-    )(grads)
-    found = {"losses": losses, "squares": squares}
-    sys.stdout.write(json.dumps(jax.tree.map(float, found)) + "\n")
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    whole = jax.jit(lambda tree: tree, out_shardings=everywhere)(grads)
+    bad = program(spoilt(args[0], 3), *args[1:])[2]
+    found = {
+        "losses": [float(value) for value in losses],
+        "grads": {k: np.asarray(a).tolist() for k, a in flat(whole).items()},
+        "spoilt": [bool(np.isnan(part.data)) for part in bad.addressable_shards],
+    }
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

@@ -197,8 +197,10 @@ def test_what_has_no_rule_or_is_not_divided_is_whole_and_reported(mesh):
         "odd": jnp.zeros((8, 4)),
         "n": jnp.int32(0),
     }
-    with pytest.warns(UserWarning, match=r"odd \(8, 4\) everywhere: no rule"):
+    with pytest.warns(UserWarning, match=r"odd \(8, 4\) everywhere: no rule") as told:
         shardings, lines = place(tree, mesh)
+    [text] = [str(one.message) for one in told]
+    assert "wi/kernel (4, 6) everywhere: tensor=4 does not divide 6" in text
     assert {s.spec for s in jax.tree.leaves(shardings)} == {P()}
     problems = {line.path: line.problem for line in lines}
     assert problems == {
