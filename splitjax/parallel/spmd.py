@@ -80,7 +80,8 @@ def pipelined(
     p, count, n = mesh.shape.get("pipe", 0), stack.count, microbatches
     if not p:
         raise ValueError(
-            f"a pipeline over a mesh of {dict(mesh.shape)}: no axis 'pipe'"
+            f"a pipeline over a mesh of {dict(mesh.shape)}: no axis 'pipe'; name it, "
+            "as in 'data=2,pipe=4'"
         )
     if count % p:
         raise ValueError(

@@ -99,7 +99,10 @@ def make_trainer(
       the loss.
     """
     if dict(mesh.shape) != scale.sizes:
-        raise ValueError(f"mesh {dict(mesh.shape)} for the options' {scale.mesh!r}")
+        raise ValueError(
+            f"mesh {dict(mesh.shape)} for the options' {scale.mesh!r}: make it by "
+            "make_cloud_mesh(scale.mesh)"
+        )
     if scale.flat:
         tx = optax.flatten(tx)
     width = mesh.shape.get("data", 1)
@@ -123,7 +126,10 @@ def make_trainer(
     def gradients(params, batch):
         def spread(leaf):
             if leaf.ndim < 1 or len(leaf) % width:
-                raise ValueError(f"a batch {leaf.shape} on data={width}: not divided")
+                raise ValueError(
+                    f"a batch {leaf.shape} on data={width}: its rows must be a "
+                    f"multiple of {width}"
+                )
             return jax.lax.with_sharding_constraint(leaf, rows)
 
         value, grads = jax.value_and_grad(loss)(params, jax.tree.map(spread, batch))
