@@ -224,6 +224,29 @@ def dp_kfac(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def left_out(tree: Tree) -> dict[str, int]:
+    """What K-FAC had to leave out so far: the counts of its states that are not 0.
+
+    Args:
+      tree: with any number of `KfacState` in it, as an optimizer's state; they add up.
+
+    Example:
+      >>> from splitjax.optim.curvature import with_taps
+      >>> params = with_taps({"kernel": jnp.ones((2, 1))})
+      >>> state = dp_kfac(optax.sgd(1), kl_clip=None).init(params)
+      >>> left_out((state, state._replace(skipped=jnp.int32(3))))
+      {'skipped': 3}
+    """
+
+    def is_state(node):
+        return isinstance(node, KfacState)
+
+    states = [s for s in jax.tree.leaves(tree, is_leaf=is_state) if is_state(s)]
+    names = ("skipped", "failed", "plain")
+    counts = {name: sum(int(getattr(s, name)) for s in states) for name in names}
+    return {name: count for name, count in counts.items() if count}
+
+
 def _scattered(whole: jax.Array, axis_name: str | None, shards: int) -> jax.Array:
     """Of gradients the mean over devices, of a device's own layers."""
     if axis_name is None:

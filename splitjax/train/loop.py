@@ -21,6 +21,7 @@ from splitjax.train.experiment import Experiment
 from splitjax.train.report import summarize
 from splitjax.train.runs import Run, evaluate, open_run, open_trained
 from splitjax.train.scrutiny import told
+from splitjax.train.second_order import tell_left_out
 from splitjax.train.spending import spending
 from splitjax.train.trace import Trace
 
@@ -174,6 +175,7 @@ def _train(
             if kept := alphas((run.state.edge, run.state.shared, run.state.slot)):
                 named = {f"alpha/{path}": float(a) for path, a in kept.items()}
                 log.write(run.state.step, **named)
+            tell_left_out(log, run.state)
             save()
     if experiment.attack:
         facts["attacks"] = attack.attacked(experiment.attack, run, seed)

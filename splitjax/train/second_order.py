@@ -1,6 +1,7 @@
 """K-FAC in an experiment: its options, its optimizer, and taps for the layers."""
 
 import dataclasses
+import logging
 from typing import Any, ClassVar
 
 import jax
@@ -9,9 +10,11 @@ import optax
 from splitjax.core.split import Split
 from splitjax.core.tree import Tree, flat
 from splitjax.optim.curvature import REDUCTIONS, TAPS, with_taps
-from splitjax.optim.kfac import dp_kfac
+from splitjax.optim.kfac import dp_kfac, left_out
 from splitjax.optim.kronecker import METHODS
 from splitjax.optim.tap_use import check_taps
+from splitjax.runtime.local import RunState
+from splitjax.storage.log import Log
 from splitjax.train.experiment import Experiment, check, option
 
 
@@ -98,6 +101,24 @@ class SecondOrder(Experiment):
             inverse_every=self.kfac_inverse_every,
             kl_clip=self.kfac_clip or None,
             method=self.kfac_method,
+        )
+
+
+def tell_left_out(log: Log, state: RunState) -> None:
+    """Writes what K-FAC had to leave out so far into a run's log, and warns of it.
+
+    Nothing where all went well, or where there is no K-FAC.
+
+    Example: `tell_left_out(log, run.state)`, as `train.loop` does once an epoch.
+    """
+    if missed := left_out((state.edge, state.slot)):
+        log.write(state.step, **{f"kfac/{name}": n for name, n in missed.items()})
+        logging.warning(
+            "K-FAC until step %d: %s (sums that were not finite, failed inversions by "
+            "Cholesky, steps of layers that were plain gradients): raise "
+            "kfac_damping, or look for inputs that are no numbers",
+            state.step,
+            missed,
         )
 
 

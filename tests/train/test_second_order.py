@@ -5,20 +5,26 @@ import dataclasses
 import itertools
 import threading
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from splitjax.core.message import tree_bytes
 from splitjax.core.tree import flat, spec_of
+from splitjax.optim import dp_kfac, kfac, with_taps
 from splitjax.optim.curvature import TAPS, without_own
 from splitjax.runtime.channel import pipe
 from splitjax.runtime.cloud import Cloud
+from splitjax.runtime.local import RunState
 from splitjax.runtime.programs import begin, weights_of
+from splitjax.storage import log
 from splitjax.train.classify import Classify
 from splitjax.train.drivers import ToCloud
 from splitjax.train.finetune import Finetune
-from splitjax.train.loop import tick_batch
+from splitjax.train.loop import tick_batch, train
 from splitjax.train.runs import open_run
+from splitjax.train.second_order import tell_left_out
 from splitjax.train.serve import build
 
 TINY = dict(
@@ -139,6 +145,37 @@ def test_a_party_without_layers_steps_plainly(tmp_path):
     made = Classify(**{**TINY, "after": ("pixels",)})
     before, state, _ = stepped(made, tmp_path)
     assert all((kernels(state)[name] != before[name]).any() for name in before)
+
+
+def test_g_what_k_fac_leaves_out_is_written_and_warned_of(tmp_path, caplog):
+    """Of both parties; and not a word where it has left out nothing."""
+    params = with_taps({"kernel": jnp.ones((2, 1))})
+    state = dp_kfac(optax.sgd(1), kl_clip=None).init(params)
+    bad = state._replace(skipped=jnp.int32(3), plain=jnp.int32(1))
+    held = {"params": params, "opt": (optax.EmptyState(), bad)}
+    with contextlib.closing(log.Log(tmp_path, 0)) as lines:
+        tell_left_out(lines, RunState({"opt": state}, {}, {}, step=1))
+        assert not caplog.records and not log.read(tmp_path)
+        both = RunState(held, {}, {"opt": bad}, step=2)
+        tell_left_out(lines, both)
+    assert log.read(tmp_path) == [{"step": 2, "kfac/skipped": 6, "kfac/plain": 2}]
+    [told] = caplog.records
+    assert told.levelname == "WARNING" and "'skipped': 6" in told.getMessage()
+    assert "raise kfac_damping" in told.getMessage()
+
+
+@pytest.mark.slow
+def test_g_a_run_tells_what_k_fac_leaves_out(tmp_path, monkeypatch, caplog):
+    """Here every layer, since no factor has an inverse."""
+
+    def without(known, damping, method):
+        return known._replace(plain=known.plain | True), known.plain & False
+
+    monkeypatch.setattr(kfac, "inverted", without)
+    train(Classify(**{**TINY, "limit": 8}), 0, tmp_path, progress=False)
+    [line] = [one for one in log.read(tmp_path) if "kfac/plain" in one]
+    assert line == {"step": 1, "kfac/plain": 3.0}  # of the edge and of the cloud
+    assert "K-FAC until step 1" in caplog.text
 
 
 def test_options_decide_a_run_only_where_they_are_read():
