@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from splitjax.core.tree import flat
 from splitjax.metrics.collectives import count_collectives
+from splitjax.metrics.memory import device_bytes
 from splitjax.optim import check_taps, dp_kfac, with_taps
 from splitjax.optim.curvature import TAPS, watch
 from splitjax.optim.kfac_mesh import on_owner, reshard, state_specs
@@ -258,14 +259,18 @@ def test_f4_one_reduce_scatter_and_one_all_gather_a_stack_send_what_sgd_sends():
 @pytest.mark.parametrize("width", [1, 4, 8])
 def test_f5_factors_take_a_share_of_the_memory(width):
     run, params, state = on_mesh(width, {})
-    _, state = run(params, state, data(width))
+    new, state = run(params, state, data(width))  # of one example on each device
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new))
     [known] = state.curvature.values()
     held = {}
     for leaf in (known.a, known.g, *known.inverse):
         for shard in leaf.addressable_shards:
             held[shard.device] = held.get(shard.device, 0) + shard.data.nbytes
     each = ((WIDTH + 1) ** 2 + WIDTH**2) * 4 * 2
-    assert set(held.values()) == {-(-LAYERS // width) * each} and len(held) == width
+    share = -(-LAYERS // width)
+    assert set(held.values()) == {share * each} and len(held) == width
+    # The report of memory counts them as they lie, and a bool of each layer.
+    assert device_bytes(state.curvature) == share * (each + 1)
 
 
 def test_f6_inverses_stay_between_and_so_do_factors():
@@ -310,7 +315,15 @@ def test_a_state_goes_to_a_mesh_of_another_size():
     batch = data(LOCAL)
     params, state = run(params, state, jnp.tile(batch, (1, 2, 1)))
     again, _, like = on_mesh(4, {})
-    moved = reshard(jax.device_get(state), params, 4)
+    kept = jax.device_get(state)
+    moved = reshard(kept, params, 4)
+    [wide] = moved.curvature.values()
+    assert (np.asarray(wide.a)[LAYERS:] == np.eye(WIDTH + 1)).all()
+    assert len(wide.a) == 8
+    for a, b in zip(
+        jax.tree.leaves(reshard(moved, params, 2)), jax.tree.leaves(kept), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)  # and back again
     moved = jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), moved, like)
     one, _ = run(params, state, jnp.tile(batch, (1, 2, 1)))
     other, _ = again(jax.device_get(params), moved, jnp.tile(batch, (1, 4, 1)))
@@ -343,6 +356,21 @@ def test_only_owners_compute_factors():
     )
     counts = jax.jit(run)(start(), data(8)).reshape(2, LAYERS)
     assert counts.tolist() == [[4.0] * 3 + [0.0] * 3, [0.0] * 3 + [4.0] * 3]
+
+
+def test_g_what_one_device_has_that_is_no_number_spoils_its_own_layers_alone():
+    """Of six layers three have their factors from device 0, three from device 1."""
+    run, params, state = on_mesh(2, {})
+    params, state = run(params, state, data(8))
+    _, new = run(params, state, data(8, seed=2).at[0, 0, 0].set(jnp.nan))
+    assert [int(n) for n in (new.skipped, new.failed, new.plain)] == [3, 0, 0]
+    [old], [now] = state.curvature.values(), new.curvature.values()
+    for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(now), strict=True):
+        np.testing.assert_array_equal(a[:3], b[:3])
+        assert np.isfinite(b).all()
+    pairs = zip((old.a, old.g, *old.inverse), (now.a, now.g, *now.inverse), strict=True)
+    for a, b in pairs:
+        assert np.asarray(a != b)[3:].reshape(3, -1).any(1).all()
 
 
 def test_g_a_mesh_of_another_size_is_refused():
