@@ -47,9 +47,20 @@ def test_a_tree_of_nothing():
         assert updates == params and state.mu == params and int(state.count) == 1
 
 
-def test_moments_of_half_precision_are_float32():
+@pytest.mark.parametrize("impl", IMPLS)
+def test_moments_of_half_precision_are_float32(impl):
+    """So the second update, too, is optax's in float32, rounded once."""
     low = jax.tree.map(lambda p: p.astype(jnp.bfloat16), _params())
-    updates, state = adam(0.1).update(low, adam(0.1).init(low))
+    wide = jax.tree.map(lambda p: p.astype(jnp.float32), low)
+    tx, like = adam(0.1, impl=impl), optax.adam(0.1)
+    state, other = tx.init(low), like.init(wide)
+    ours, theirs = jax.jit(tx.update), jax.jit(like.update)
+    for _ in range(2):
+        updates, state = ours(low, state)
+        with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes dtypes
+            want, other = theirs(wide, other)
+        low, wide = (jax.tree.map(jnp.negative, tree) for tree in (low, wide))
+        assert_close(updates, want, jnp.bfloat16)
     assert {u.dtype.name for u in jax.tree.leaves(updates)} == {"bfloat16"}
     assert {m.dtype.name for m in jax.tree.leaves(state.mu)} == {"float32"}
 

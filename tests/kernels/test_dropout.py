@@ -143,6 +143,18 @@ def test_rates_of_none_and_all(impl, key):
     assert_close(none, x + bias[None] + skip)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+def test_an_empty_batch(impl, key):
+    """No rows: no values, and a bias whose gradient is zero."""
+    x, bias, how = jnp.ones((0, 4)), jnp.ones(4), {"rate": 0.5, "impl": impl}
+    for ours in (
+        lambda x, bias: bias_dropout_skip(x, bias, x, key, **how),
+        lambda x, bias: bias_act_dropout(x, bias, key, **how),
+    ):
+        y, (slope, grad) = value_and_pull(ours, x, bias)
+        assert y.shape == slope.shape == (0, 4) and not grad.any()
+
+
 def test_what_is_kept(key):
     """Eight bytes of key; autodiff of Flax's layer keeps a byte for each value."""
     x, bias, skip = normal((7, 33)), normal((33,), 1), normal((7, 33), 2)

@@ -88,7 +88,7 @@ def test_a_mean_far_from_zero(impl):
     assert _error(y, x) < 5e-3
     mean = x.mean(-1, keepdims=True)
     variance = jnp.maximum((x * x).mean(-1, keepdims=True) - mean * mean, 0)
-    assert _error((x - mean) * jax.lax.rsqrt(variance + 1e-8), x) > 1
+    assert _error((x - mean) * jax.lax.rsqrt(variance + 1e-8), x) > 1e3
 
 
 def test_what_is_kept():
