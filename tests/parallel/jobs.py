@@ -1,5 +1,6 @@
 """Several processes on this machine, joined into one job of JAX."""
 
+import concurrent.futures
 import os
 import pathlib
 import socket
@@ -33,12 +34,16 @@ def job(module: str, arguments: list[str]) -> list[subprocess.CompletedProcess]:
         for number, argument in enumerate(arguments)
     ]
     try:
-        made = [(child, *child.communicate(timeout=300)) for child in children]
+        # All are read at once: one that waits for a full pipe holds up the others.
+        with concurrent.futures.ThreadPoolExecutor(len(children)) as pool:
+            told = list(
+                pool.map(lambda child: child.communicate(timeout=300), children)
+            )
     finally:
         for child in children:
             child.kill()
             child.communicate()
     return [
         subprocess.CompletedProcess(child.args, child.returncode, out, err)
-        for child, out, err in made
+        for child, (out, err) in zip(children, told, strict=True)
     ]
