@@ -193,6 +193,7 @@ def factorize(
         chosen factor holds a closed one, or when a factor stands for another shape or
         dtype than its leaf.
       TypeError: when `fit` returns something else than a `Factor`.
+      Exception: what `fit` raises, with a note that names the leaf.
 
     Example:
       >>> import jax.numpy as jnp
@@ -220,7 +221,7 @@ def factorize(
     rows = [_leaves(treedef, tree, index) for index, tree in enumerate(trees)]
 
     def one(path, node, yes, *others):
-        return _checked(path_name(path), node, fit(node, *others)) if yes else node
+        return _fitted(fit, path_name(path), node, others) if yes else node
 
     paths = [path for path, _ in found]
     return treedef.unflatten(map(one, paths, nodes, chosen, *rows))
@@ -243,6 +244,15 @@ def _leaves(treedef, tree: Tree, index: int) -> list:
         raise ValueError(
             f"factorize: tree {index} has another structure than params: {error}"
         ) from None
+
+
+def _fitted(fit: Callable[..., Factor], name: str, leaf: Any, others: tuple) -> Factor:
+    try:
+        factor = fit(leaf, *others)
+    except Exception as error:  # of one leaf among many: which one, only we know
+        error.add_note(f"in factorize, at the leaf {name!r}")
+        raise
+    return _checked(name, leaf, factor)
 
 
 def _checked(name: str, leaf: Any, factor: Any) -> Factor:

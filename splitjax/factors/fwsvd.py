@@ -119,11 +119,9 @@ def weights_of(weights: Any, shape: tuple[int, ...], *, axes: int = 2) -> np.nda
     found = np.asarray(weights, np.float64)
     if found.shape != tuple(shape):
         turned = axes == 2 and found.shape == (*shape[:-2], *shape[:-3:-1])
-        hint = (
-            "they lie as (out, in), and a kernel is (in, out): transpose them"
-            if turned
-            else "each entry (or row, for `fwsvd`) has one"
-        )
+        hint = "each entry has one" if axes == 2 else "each row has one: F.sum(-1)"
+        if turned:
+            hint = "they lie as (out, in), and a kernel is (in, out): transpose them"
         raise ValueError(f"weights {found.shape} for {tuple(shape)}: {hint}")
     if not np.isfinite(found).all():
         raise ValueError("the weights hold NaN or infinity: measure them again")

@@ -200,8 +200,8 @@ def rows(rank: Rank, *, floor: float = FLOOR):
 
     def fit(kernel, weights):
         shape = materialize(kernel).shape
-        whole = getattr(weights, "shape", None) == shape
-        sums = weights.sum(-1) if whole else weights
+        whole = np.ndim(weights) == len(shape)
+        sums = weights_of(weights, shape).sum(-1) if whole else weights
         return fwsvd(kernel, sums, rank_of(rank, shape), floor=floor)
 
     return fit

@@ -111,6 +111,16 @@ def test_errors_name_what_is_wrong(params):
         register_factor(int)
 
 
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError])
+def test_an_error_of_a_fit_says_at_which_leaf(kind, params):
+    def broken(leaf):
+        raise kind("no")
+
+    with pytest.raises(kind, match="no") as error:
+        factorize(broken, params, where("a/kernel"))
+    assert error.value.__notes__ == ["in factorize, at the leaf 'a/kernel'"]
+
+
 def test_a_cast_keeps_the_kind(params):
     new = cast_floats(scaled(params["a"]["kernel"]), jnp.bfloat16)
     assert isinstance(new, Scaled) and new.spec.dtype == jnp.bfloat16

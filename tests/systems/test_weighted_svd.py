@@ -312,6 +312,35 @@ def test_g3_g4_bad_weights_are_told(weights, message):
             make(jnp.asarray(KERNEL), weights, R)
 
 
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (-ROWS, "the least weight is -.*: weights are squares"),
+        (np.where(ROWS > 1, np.nan, ROWS), "NaN or infinity: measure them again"),
+        (HEAVY.sum(0), r"\(30,\) for \(20,\): each row has one: F.sum\(-1\)"),
+        (None, "no weights were measured"),
+    ],
+    ids=["negative", "nan", "sums of columns", "none"],
+)
+def test_g3_g4_bad_weights_of_rows_are_told(weights, message):
+    with pytest.raises(ValueError, match=message):
+        fwsvd(jnp.asarray(KERNEL), weights, R)
+    with pytest.raises(ValueError, match=message):
+        rows(R)(jnp.asarray(KERNEL), weights)
+
+
+def test_g3_g4_a_tree_of_weights_is_looked_at_before_its_rows_are_summed():
+    """A negative one would be lost in a sum; and the leaf is named."""
+    one = HEAVY.copy()
+    one[3, 4] = -1e-3
+    params = {name: jnp.asarray(KERNEL) for name in ("good", "bad")}
+    for wrong, message in ((one, "least weight is -0.001"), (HEAVY.T, "transpose")):
+        with pytest.raises(ValueError, match=message) as error:
+            weights = {"good": HEAVY, "bad": wrong}
+            factorize(rows(R), params, where(".*"), weights)
+        assert error.value.__notes__ == ["in factorize, at the leaf 'bad'"]
+
+
 @pytest.mark.parametrize("rank", [0, M + 1])
 def test_g5_a_rank_outside_of_the_range_is_told(rank):
     for make in (wsvd, rank_one, lambda w, f, r: fwsvd(w, f.sum(1), r)):
