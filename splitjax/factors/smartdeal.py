@@ -106,7 +106,7 @@ def fit(
 
     Raises:
       ValueError: for NaN or infinity, a kernel too small to save anything (leave it
-        dense), or an option outside of its range.
+        dense), one that is encoded already, or an option outside of its range.
       TypeError: for a kernel that is not of floats.
 
     Example:
@@ -126,6 +126,8 @@ def fit(
     loop = {**LOOP, **loop}
     _check(theta, span, layout, prune, group, loop)
     if isinstance(kernel, Factor):
+        if any(map(_is_smartdeal, jax.tree.leaves(kernel, is_leaf=_is_smartdeal))):
+            raise ValueError(f"a {type(kernel).__name__}: {SmartDeal.closed}")
         options = dict(theta=theta, span=span, prune=prune, group=group, **loop)
         return _nested(kernel, options)
     if not is_float(kernel):

@@ -26,6 +26,7 @@ from splitjax.factors.mpo_fit import mpo, share
 from splitjax.factors.mpo_plan import mpo_plan
 from splitjax.factors.nested import Nested
 from splitjax.factors.product import Product, svd
+from splitjax.factors.rescue import factorize_weighted
 from splitjax.factors.smartdeal import SmartDeal, fit, smartdeal
 from splitjax.factors.smartdeal_pack import pack, unpack
 from splitjax.factors.smartdeal_train import keep_near, project
@@ -35,6 +36,7 @@ from splitjax.models.bert import bert
 from splitjax.models.bert_config import BertConfig
 from splitjax.models.mlp import mlp
 from splitjax.models.squeeze import Squeeze
+from splitjax.optim.energy import energy_project
 from splitjax.optim.lrpet import lrpet, project_params
 from splitjax.optim.ranks import at_rank
 from splitjax.storage.checkpoint import Checkpoints
@@ -133,6 +135,33 @@ def test_wsvd_then_lrpet_keeps_the_start_and_then_the_rank():
         assert rank(optax.apply_updates(start, updates)["w"]) == want
 
 
+def test_wsvd_then_lrpet_stays_low_and_its_metric_is_plain_unless_it_is_given():
+    """Over steps; with the root of a Fisher's row sums it is the metric of FWSVD."""
+    kernel, weights = normal(3, WIDTH, 8), jnp.exp(2 * normal(2, WIDTH, 8))
+    start = {"w": entries(3, iterations=5)(kernel, weights).materialize()}
+    root = {"w": jnp.sqrt(weights.sum(1))}
+    plan, step = at_rank("w", 3), 0.1 * normal(4, WIDTH, 8)
+    ends = {}
+    for name, tail, want in (
+        ("sgd", optax.identity(), 8),
+        ("plain", lrpet(plan, every=1), 3),
+        ("rows", lrpet(plan, every=1, scale_in=root, damping=0.0), 3),
+    ):
+        tx = optax.with_extra_args_support(tail)
+        params, state = start, tx.init(start)
+        for number in range(5):
+            updates, state = tx.update({"w": step}, state, params, step=number)
+            ends.setdefault(name, params["w"] + updates["w"])
+            params = optax.apply_updates(params, updates)
+            assert rank(params["w"]) == want
+    moved = start["w"] + step
+    plain = energy_project(moved, 3).matrix
+    by_rows = energy_project(moved, 3, scale_in=root["w"], eps=0.0).matrix
+    np.testing.assert_allclose(ends["plain"], plain, atol=1e-5)
+    np.testing.assert_allclose(ends["rows"], by_rows, atol=1e-5)
+    assert np.abs(by_rows - plain).max() > 0.01
+
+
 # --- MPO -> LRPET
 
 
@@ -194,14 +223,58 @@ def test_low_rank_then_smartdeal_errors_add():
     assert tail < found <= bound
 
 
-def test_mpo_then_smartdeal_encodes_the_cores():
-    factor = mpo(PLAN)(normal(5, WIDTH, WIDTH))
-    one = fit(factor, theta=0.0, span=2)
-    inner = jax.tree.leaves(one, is_leaf=lambda n: isinstance(n, SmartDeal))
-    assert any(isinstance(node, SmartDeal) for node in inner)
-    assert one.spec == factor.spec
-    error = jnp.linalg.norm(one.materialize() - factor.materialize())
-    assert 0 < float(error / jnp.linalg.norm(factor.materialize())) < 0.35
+def spectral(m):
+    return np.linalg.norm(np.float64(m), 2)
+
+
+def encoded(one):
+    nodes = jax.tree.leaves(one, is_leaf=lambda n: isinstance(n, SmartDeal))
+    return sum(isinstance(node, SmartDeal) for node in nodes)
+
+
+def test_low_rank_of_three_then_smartdeal_errors_add():
+    """Of v, s and u: what all three may be off, less their product."""
+    kernel = normal(6, 24, 24)
+    low = low_rank(12)(kernel)
+    one = fit(low, theta=0.02, span=2)
+    assert encoded(one) == 3
+    tail = np.linalg.svd(np.float64(kernel), compute_uv=False)[12]
+    pairs = list(zip(jax.tree.leaves(low), jax.tree.leaves(one.rebuilt), strict=True))
+    sizes = np.array([spectral(a) for a, _ in pairs])
+    off = np.array([spectral(b - a) for a, b in pairs])
+    bound = tail + (sizes + off).prod() - sizes.prod()
+    v, s, u = (np.float64(b) for _, b in pairs)
+    np.testing.assert_allclose(one.materialize(), v @ s @ u, atol=1e-4)
+    assert tail < spectral(one.materialize() - kernel) <= bound
+
+
+@pytest.mark.parametrize("max_bond", [None, 8])
+def test_mpo_then_smartdeal_encodes_the_cores_and_errors_add(max_bond):
+    """As the bond parts the matrix: |L| dR + |R| dL + dL dR, and the bond's tail."""
+    kernel, plan = normal(5, 24, 24), mpo_plan(24, 24, 2, max_bond=max_bond)
+    factor = mpo(plan)(kernel)
+    one = fit(factor, theta=0.02, span=2)
+    assert encoded(one) == 2 and one.spec == factor.spec
+    d = plan.bonds[1]
+
+    def unfolded(factor):
+        return factor.left[0].reshape(-1, d), factor.central.reshape(d, -1)
+
+    def parted(dense):
+        i, j = plan.in_factors[0], plan.out_factors[0]
+        turned = np.float64(dense).reshape(i, 24 // i, j, 24 // j).transpose(0, 2, 1, 3)
+        return turned.reshape(i * j, -1)
+
+    (left, right), (new_left, new_right) = unfolded(factor), unfolded(one.rebuilt)
+    np.testing.assert_allclose(parted(factor.materialize()), left @ right, atol=1e-5)
+    new = np.float64(new_left) @ np.float64(new_right)
+    np.testing.assert_allclose(parted(one.materialize()), new, atol=1e-4)
+    values = np.linalg.svd(parted(kernel), compute_uv=False)
+    tail = values[d] if d < len(values) else 0.0
+    dl, dr = spectral(new_left - left), spectral(new_right - right)
+    bound = tail + spectral(left) * dr + spectral(right) * dl + dl * dr
+    assert tail < spectral(parted(one.materialize() - kernel)) <= bound
+    assert bound < 2 * values[0]  # it says something
 
 
 # --- SmartDeal -> anything
@@ -210,8 +283,8 @@ def test_mpo_then_smartdeal_encodes_the_cores():
 @pytest.mark.parametrize("kind", ["smartdeal", "smartdeal of a product"])
 @pytest.mark.parametrize(
     "then",
-    [low_rank(2), smartdeal(0.1), mpo(PLAN), adapted, rows(2)],
-    ids=["low_rank", "smartdeal", "mpo", "lora", "fwsvd"],
+    [low_rank(2), smartdeal(0.1), mpo(PLAN), adapted, rows(2), entries(2)],
+    ids=["low_rank", "smartdeal", "mpo", "lora", "fwsvd", "wsvd"],
 )
 def test_nothing_is_fitted_to_smartdeal(kind, then):
     params = {"kernel": FITS[kind](normal(7, WIDTH, WIDTH))}
@@ -222,6 +295,8 @@ def test_nothing_is_fitted_to_smartdeal(kind, then):
 def test_no_projection_works_on_smartdeal_s_codes():
     params = {"kernel": FITS["smartdeal"](normal(7, WIDTH, WIDTH))}
     choice = where("kernel/codes")
+    with pytest.raises(ValueError, match="kernel is closed"):
+        factorize_weighted(params, {"kernel": jnp.ones((WIDTH,) * 2)}, where(".*"), 2)
     for broken in (
         lambda: lrpet(at_rank("kernel/codes", 1), every=1).init(params),
         lambda: project_params(params, at_rank("kernel/codes", 1)),

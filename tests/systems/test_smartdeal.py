@@ -98,20 +98,29 @@ def test_f3_planted_codes_are_found():
     runs = [found(w, theta) for theta in (2e-3, 4e-3, 8e-3)]
     error = np.min([f.error for f in runs], axis=0)
     assert (error < 1e-6).sum() >= 7
-    # Rounding alone, at as many codes: magnitude pruned, then the nearest powers.
-    best = runs[1]
-    kept = np.count_nonzero(best.codes, axis=(1, 2))
+    # The sheet: .121, and .080 with the basis refitted; on other draws than these.
+    rounded, refit = rounding(w, runs[1])
+    assert relative(w, rounded).mean() == pytest.approx(0.121, abs=0.01)
+    assert relative(w, refit).mean() == pytest.approx(0.080, abs=0.01)
+
+
+def rounding(w, found):
+    """Magnitudes pruned to as many codes, then the nearest powers, and a basis."""
+    kept = np.count_nonzero(found.codes, axis=(1, 2))
     least = -np.sort(-np.abs(np.asarray(w)).reshape(SEEDS, -1), axis=1)
     edge = least[np.arange(SEEDS), kept - 1][:, None, None]
     rounded = nearest(jnp.where(jnp.abs(w) >= edge, w, 0), min_exp=-8, max_exp=5)
-    refit = rounded @ least_squares(rounded, w)
-    assert relative(w, rounded).mean() > 0.08
-    assert relative(w, refit).mean() > 0.05
+    return rounded, rounded @ least_squares(rounded, w)
 
 
 def test_f3_a_far_basis_is_not_promised_but_better_than_rounding():
-    f = found(planted(0.3))
-    assert f.error.mean() < 0.7 * f.first.mean()
+    """The sheet: .092, rounding .195 to .215."""
+    w = planted(0.3)
+    f = found(w)
+    rounded, refit = rounding(w, f)
+    assert f.error.mean() == pytest.approx(0.092, abs=0.01)
+    assert relative(w, rounded).mean() == pytest.approx(0.195, abs=0.01)
+    assert (f.error < relative(w, refit)).all() and (f.error < f.first).all()
 
 
 @pytest.mark.parametrize("source", [planted, gaussian], ids=["planted", "gaussian"])
@@ -463,6 +472,13 @@ def test_bad_bfloat16_weights_keep_their_dtype():
 def test_bad_kernels_and_options_are_told(kernel, options, words):
     with pytest.raises(ValueError, match=words):
         fit(kernel, **{"theta": 0.1, **options})
+
+
+def test_bad_what_is_encoded_already():
+    """Codes are not encoded again, nor those inside of a factor."""
+    for made in (factor(), Nested(Product(factor(), jnp.ones((4, 5))))):
+        with pytest.raises(ValueError, match="it comes last; .* or materialize"):
+            fit(made, theta=0.1, span=2)
 
 
 def test_bad_leaf_of_integers_or_empty_selector():
