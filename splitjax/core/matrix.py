@@ -42,7 +42,7 @@ class Rule:
     def __post_init__(self):
         """Checks rank and layout."""
         _sides(self.layout)
-        if self.rank < 1:
+        if not self.rank >= 1:
             raise ValueError(
                 f"rank {self.rank}: it must be 1 or more; a ratio that leaves nothing "
                 "of a small matrix needs a floor"

@@ -14,7 +14,8 @@ from splitjax.core.matrix import (
     from_matrix,
     matrix_shape,
 )
-from splitjax.core.tree import Tree, path_name
+from splitjax.core.owners import owners
+from splitjax.core.tree import Tree, nearest, path_name
 from splitjax.factors.product import Product, saves, svd
 
 
@@ -35,7 +36,8 @@ def truncate(params: Tree, select: Select | Plan) -> Tree:
       The parameters, all other leaves being the very same objects.
 
     Raises:
-      ValueError: for a leaf that is not finite.
+      ValueError: for a leaf that is not finite, that there is not, that belongs to a
+        factor, or that is a core of an MPO: less of its bond is fit anew.
 
     Example:
       >>> params = {"k": jnp.ones((3, 3, 8, 6)), "bias": jnp.ones(6)}
@@ -48,10 +50,11 @@ def truncate(params: Tree, select: Select | Plan) -> Tree:
       2022, arXiv:2204.05566, as the authors' public code has it.
     """
     plan = select if isinstance(select, Mapping) else select(params)
+    _check(plan, params)
 
     def one(path, leaf):
         rule = plan.get(path_name(path))
-        if rule is None or is_factor(leaf):
+        if rule is None:
             return leaf
         shape = matrix_shape(leaf.shape, rule.layout)
         rank = min(rule.rank, *shape[-2:])
@@ -61,9 +64,33 @@ def truncate(params: Tree, select: Select | Plan) -> Tree:
             return jax.eval_shape(lambda a: _zeros(a, rule, rank), leaf)
         if not jnp.any(leaf):
             return _zeros(leaf, rule, rank)
-        return _shaped(svd(as_matrix(leaf, rule.layout), rank), leaf.shape, rule, rank)
+        try:
+            made = svd(as_matrix(leaf, rule.layout), rank)
+        except ValueError as error:
+            raise ValueError(f"{path_name(path)!r}: {error}") from None
+        return _shaped(made, leaf.shape, rule, rank)
 
     return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_factor)
+
+
+def _check(plan: Plan, params: Tree) -> None:
+    rows = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_factor)
+    nodes = {path_name(path): node for path, node in rows}
+    inside = owners(params)
+    for name, rule in plan.items():
+        factor = inside.get(name, nodes.get(name))
+        if is_factor(factor):
+            raise ValueError(
+                f"{name!r} is of a {type(factor).__name__} already: truncate "
+                "materialize(params), or leave it out"
+            )
+        if name not in nodes:
+            raise ValueError(f"there is no leaf {name!r}: {nearest(name, [*nodes])}")
+        if rule.layout == "core":
+            raise ValueError(
+                f"{name!r} has the layout 'core', of an MPO: a product is no core; "
+                "take a plan of smaller bonds, mpo_plan(max_bond=)"
+            )
 
 
 def _shaped(made: Product, shape: tuple[int, ...], rule: Rule, rank: int) -> Product:

@@ -134,12 +134,14 @@ def lrpet(
 
         def go(made):
             moved = {n: leaves[n] + u for n, u in made.items()}
-            moved, alpha = _project(moved, plan, scales, how)
-            moved = {
-                n: jnp.where(due, w - leaves[n], made[n]) for n, w in moved.items()
+            low, alpha = _project(moved, plan, scales, how)
+            # What a projection left as it was keeps its update, to the bit.
+            low = {
+                n: jnp.where(due & (w != moved[n]), w - leaves[n], made[n])
+                for n, w in low.items()
             }
             kept = state.alpha
-            return moved, {n: jnp.where(due, a, kept[n]) for n, a in alpha.items()}
+            return low, {n: jnp.where(due, a, kept[n]) for n, a in alpha.items()}
 
         made, alpha = jax.lax.cond(_any(due), go, lambda u: (u, state.alpha), made)
         new = [made.get(n, u) for n, (_, u) in zip(names, found, strict=True)]

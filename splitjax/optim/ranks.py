@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import jax
 
 from splitjax.core.matrix import Plan, Rule, Select, matrix_shape
-from splitjax.core.tree import Tree, flat, where
+from splitjax.core.tree import Tree, flat, is_float, where
 
 
 def rank_from_ratio(
@@ -139,7 +139,11 @@ def _select(pattern, rank, layout, norm, eps) -> Select:
             if yes:
                 behind = norm(name) if norm else ""
                 _check(name, leaf, layout, behind, leaves)
-                plan[name] = Rule(rank(name, leaf.shape), layout, behind, eps)
+                try:
+                    own = rank(name, leaf.shape)
+                    plan[name] = Rule(own, layout, behind, eps)
+                except ValueError as error:
+                    raise ValueError(f"{name!r}: {error}") from None
         return plan
 
     return select
@@ -150,6 +154,8 @@ def _check(name, leaf, layout, norm, names) -> None:
         matrix_shape(leaf.shape, layout)
     except ValueError as error:
         raise ValueError(f"{name!r}: {error}") from None
+    if not is_float(leaf):
+        raise ValueError(f"{name!r} is {leaf.dtype}: only floats have a rank to lower")
     if layout == "conv" and leaf.shape[-2] == 1:
         raise ValueError(
             f"{name!r} {leaf.shape} has one input channel: a depthwise convolution, or "

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -17,10 +18,11 @@ from splitjax.core.tree import path_name, spec_of
 from splitjax.factors.mpo_fit import fit
 from splitjax.factors.mpo_plan import mpo_plan
 from splitjax.factors.product import Product, svd
+from splitjax.factors.smartdeal import SmartDeal
 from splitjax.factors.truncated import truncate
 from splitjax.metrics.collectives import count_collectives
 from splitjax.metrics.macs import macs
-from splitjax.models.convolution import conv
+from splitjax.models.convolution import Conv, conv
 from splitjax.models.dense import Dense
 from splitjax.models.resnet import CONFIGS, resnet
 from splitjax.optim.energy import energy_project
@@ -136,14 +138,32 @@ def test_a_norm_decides_what_is_kept():
 def test_the_energy_of_the_merged_layer_holds_up_to_the_damping():
     w, a = normal(30, 60, 24), jnp.exp(0.3 * normal(31, 24))
     before = np.square(merged(w, a)).sum()
-    for eps, within in ((0.0, 1e-6), (1e-5, 1e-4)):
+    whole = np.square(merged(energy_project(w, 6, scale_out=a, eps=0.0).matrix, a))
+    for eps in (0.0, 1e-5):
         made = energy_project(w, 6, scale_out=a, eps=eps).matrix
         ratio = np.square(merged(made, a)).sum() / before
-        assert abs(ratio - 1) < within
+        # What the damped inverse takes of each channel, and no more.
+        left = np.square(np.square(np.float64(a)) / (np.square(np.float64(a)) + eps))
+        assert ratio == pytest.approx((whole * left).sum() / before, abs=1e-6)
+        assert ratio == pytest.approx(1, abs=1e-6 if eps == 0 else 1e-4)
         assert numeric_rank(made) == 6
-    assert ratio < 1  # a damped inverse takes a little
+    assert ratio < 1
     left = energy_project(w.T, 6, scale_in=a).matrix
     np.testing.assert_allclose(left.T, made, atol=1e-5)
+
+
+@pytest.mark.parametrize("transfer", [True, False])
+def test_what_the_norm_makes_of_it_is_the_projection_of_the_merged_layer(transfer):
+    """In float64 by SVD; with negative scales, and with the damping as written."""
+    w = fading(36, 60, 24)
+    a = jnp.exp(0.5 * normal(37, 24)) * jnp.where(jnp.arange(24) % 3 == 0, -1.0, 1.0)
+    want = by_svd(merged(w, a), 6, transfer=transfer)
+    wide = np.float64(a)
+    for eps in (0.0, 1e-5, 0.1):
+        options = dict(transfer=transfer, scale_out=a, eps=eps)
+        made = energy_project(w, 6, **options).matrix
+        inverse = wide / (np.square(wide) + eps)
+        np.testing.assert_allclose(made, want * inverse, atol=2e-5)
 
 
 def test_a_channel_that_its_norm_switched_off_keeps_its_part_of_what_is_kept():
@@ -241,6 +261,7 @@ def test_steps_without_a_projection_are_those_of_the_inner_one(numbered):
         if number == 3:
             assert numeric_rank(params["w"]) == numeric_rank(params["same"]) == 3
             np.testing.assert_array_equal(updates["bias"], same["bias"])
+            assert (updates["w"] != same["w"]).any()
             assert float(opt[1].alpha["w"]) > 1
     assert numeric_rank(found[4][1]["w"]) > 3
 
@@ -384,10 +405,25 @@ def test_a_rank_from_the_full_one_on_changes_nothing():
     for rank in (4, 9):
         made, alpha = energy_project(w, rank)
         assert made is w and float(alpha) == 1
-    tx = lrpet(at_rank("w", 4), every=1)
-    updates, opt = tx.update({"w": w}, tx.init({"w": w}), {"w": w}, step=0)
-    np.testing.assert_allclose(updates["w"], w, rtol=1e-6)
-    assert float(opt.alpha["w"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "alpha"), [("full rank", 1), ("nothing", 0), ("nan", 0), ("inf", 0)]
+)
+def test_what_is_not_projected_keeps_its_update_to_the_bit(kind, alpha):
+    """`(p + u) - p` would be rounded. And the flag says so: an alpha of 0, or of 1."""
+    w = (1e-6 if kind == "nothing" else 3.0) * normal(60, 6, 4)
+    if kind in ("nan", "inf"):
+        w = w.at[2, 1].set(float(kind))
+    u = (1e-8 if kind == "nothing" else 1e-7) * normal(64, 6, 4)
+    rank = 4 if kind == "full rank" else 2
+    tx = lrpet(at_rank("w", rank), every=1)
+    run = jax.jit(lambda u, s, p: tx.update(u, s, p, step=0))
+    updates, opt = run({"w": u}, tx.init({"w": w}), {"w": w})
+    rest = np.isfinite(w)
+    np.testing.assert_array_equal(updates["w"][rest], u[rest])
+    assert float(opt.alpha["w"]) == alpha
+    assert (np.asarray(w + u - w)[rest] != np.asarray(u)[rest]).any()
 
 
 def test_a_rank_below_one():
@@ -395,8 +431,15 @@ def test_a_rank_below_one():
         Rule(0)
     with pytest.raises(ValueError, match="rank=0"):
         energy_project(jnp.ones((3, 3)), 0)
-    with pytest.raises(ValueError, match="floor=1"):
+    with pytest.raises(ValueError, match="rank nan: it must be 1 or more"):
+        Rule(float("nan"))
+    with pytest.raises(ValueError, match=r"ratio of 0.6 .*\(5, 2\).*floor=1, or leave"):
         rank_from_ratio((5, 2), 0.6)
+    thin = {"wide": jnp.ones((9, 9)), "thin": jnp.ones((5, 2))}
+    with pytest.raises(ValueError, match="'thin': a ratio of 0.6 .*floor=1"):
+        at_ratio(".*", 0.6)(thin)
+    with pytest.raises(ValueError, match="'thin': rank 0: .*needs a floor"):
+        at_rank(".*", lambda shape: shape[-1] // 3)(thin)
     assert rank_from_ratio((5, 2), 0.6, floor=1) == 1
     assert rank_from_ratio((64, 64), 0.9, floor=18) == 18
     assert rank_from_ratio((9, 9), 0.5, floor=18) == 9
@@ -404,7 +447,7 @@ def test_a_rank_below_one():
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0, 1.5, float("nan")])
 def test_a_ratio_out_of_range(ratio):
-    with pytest.raises(ValueError, match="below 1"):
+    with pytest.raises(ValueError, match=f"ratio {ratio}: .*0 or more, and below 1"):
         rank_from_ratio((8, 8), ratio)
 
 
@@ -422,6 +465,20 @@ def test_what_is_not_finite_passes_and_is_flagged(bad):
     made, alpha = energy_project(stack, 2)
     np.testing.assert_array_equal(made[1], stack[1])
     assert alpha[1] == 0 and numeric_rank(made[0]) == 2 and alpha[0] > 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30], ids=str)
+def test_what_is_not_finite_is_never_decomposed(bad, monkeypatch):
+    """LAPACK may not come back from it: what reaches it is finite."""
+    inner, seen = jnp.linalg.eigh, []
+
+    def watched(gram):
+        seen.append(np.asarray(gram))
+        return inner(gram)
+
+    monkeypatch.setattr(jnp.linalg, "eigh", watched)
+    energy_project(normal(65, 2, 8, 6).at[1, 2, 3].set(bad), 2)
+    assert [gram.shape for gram in seen] == [(2, 6, 6)] and np.isfinite(seen).all()
 
 
 def test_equal_singular_values_are_no_trouble():
@@ -499,6 +556,8 @@ def test_a_choice_that_does_not_fit():
         at_rank("w", 3, layout="con")(TWO)
     with pytest.raises(ValueError, match="depthwise"):
         at_rank("k", 3, layout="conv")({"k": jnp.ones((3, 3, 1, 16))})
+    with pytest.raises(ValueError, match="'n' is int32: only floats"):
+        at_rank("n", 3)({"n": jnp.ones((4, 4), jnp.int32)})
     with pytest.raises(ValueError, match="chosen twice: w"):
         joined(at_rank("w", 3), at_rank("w|same", 2))(TWO)
     with pytest.raises(ValueError, match="no ratio for 'same'"):
@@ -570,6 +629,35 @@ def test_a_factored_convolution_is_the_projected_one(stride):
         conv(7, 3, "conv").apply({"params": factored}, x)
 
 
+@pytest.mark.parametrize(
+    "window",
+    [
+        dict(padding="VALID", strides=2),
+        dict(padding="SAME", kernel_dilation=2),
+        dict(padding=((2, 0), (1, 3)), strides=(2, 1), kernel_dilation=(1, 2)),
+    ],
+    ids=str,
+)
+def test_a_factored_convolution_keeps_its_window(window):
+    """Padding, stride and dilation; sheet 1(d) 5: the reference's export loses some."""
+    layer, x = Conv(6, (3, 3), **window), normal(77, 2, 11, 10, 8)
+    params = {"kernel": normal(78, 3, 3, 8, 6), "bias": normal(79, 6)}
+    select = at_rank("kernel", 2, layout="conv")
+    low = project_params(params, select)
+    found = layer.apply({"params": truncate(low, select)}, x)
+    plain = nn.Conv(6, (3, 3), **window).apply({"params": low}, x)
+    np.testing.assert_allclose(found, plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [4, 8], ids=["as its kernel", "of all channels"])
+def test_a_convolution_of_groups_has_no_factor(channels):
+    plan = {"k": Rule(2, layout="conv")}
+    kernel = truncate({"k": normal(81, 3, 3, channels, 6)}, plan)["k"]
+    layer = Conv(6, (3, 3), feature_group_count=2, use_bias=False)
+    with pytest.raises(ValueError, match="of 2 groups: factors are for one group"):
+        layer.apply({"params": {"kernel": kernel}}, jnp.ones((1, 5, 5, 8)))
+
+
 def test_a_factored_dense_layer_is_the_projected_one():
     layer, x = Dense(6), normal(72, 5, 8)
     params = {"kernel": normal(73, 8, 6), "bias": normal(74, 6)}
@@ -590,8 +678,23 @@ def test_an_export_of_zeros_and_of_what_saves_nothing():
     low = project_params(stack, {"k": Rule(2, layout="conv")})
     made = truncate(low, {"k": Rule(2, layout="conv")})["k"]
     np.testing.assert_allclose(made.materialize(), low["k"], atol=1e-5)
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match="'w': the kernel holds NaN"):
         truncate({"w": params["w"].at[0, 0].set(jnp.nan)}, {"w": Rule(1)})
+
+
+def test_an_export_of_what_is_not_there_or_a_factor_already():
+    kernel = normal(75, 24, 24)
+    with pytest.raises(ValueError, match="no leaf 'wi': did you mean 'w'"):
+        truncate({"w": kernel}, {"wi": Rule(2)})
+    codes = SmartDeal(jnp.ones((24, 1, 8, 3)), jnp.ones((24, 1, 3, 3)), (24,))
+    low = {"w": svd(kernel, 12), "e": {"kernel": codes}}
+    for name in ("w", "w/a", "e/kernel", "e/kernel/codes"):
+        kind = "Product" if name[0] == "w" else "SmartDeal"
+        with pytest.raises(ValueError, match=f"'{name}' is of a {kind} already"):
+            truncate(low, {name: Rule(2)})
+    core = {"core": normal(75, 3, 4, 4, 9)}
+    with pytest.raises(ValueError, match="'core' has the layout 'core'.*max_bond"):
+        truncate(core, {"core": Rule(2, layout="core")})
 
 
 def test_on_a_core_of_an_mpo_it_is_a_bond_of_fewer_directions():
