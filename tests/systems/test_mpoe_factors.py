@@ -13,7 +13,7 @@ from splitjax.factors.mpo_fit import decompose, fit, share
 from splitjax.factors.mpo_plan import mpo_plan
 
 FFN, LARGE, ATTENTION = (3072, 768), (4096, 1024), (768, 768)
-DIMS = (FFN, LARGE, ATTENTION, (1536, 384))
+DIMS = (FFN, LARGE, ATTENTION, (1024, 1024), (1536, 384))
 
 
 def matrix(dims, seed=0) -> np.ndarray:
