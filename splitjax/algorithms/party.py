@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from splitjax.core.algorithm import Hop
-from splitjax.core.codec import Context
+from splitjax.core.algorithm import Hop, add_metrics
+from splitjax.core.codec import Context, newly_nonfinite
 from splitjax.core.memory import ids_of
 from splitjax.core.message import gradient_of
 from splitjax.core.split import BACKWARD, FORWARD, Split
@@ -63,7 +63,7 @@ class Party:
         own = mine["params"][str(index)]
         kept = live[f"residuals/{index}"]
         grads, gradient = self.split.pull(index, own, kept, gradient, weight)
-        out = self._backward(index, mine, live, gradient, at, changes)
+        out = self._backward(index, mine, live, gradient, at, changes, metrics)
         grads = {**live.get("grads", {}), str(index): grads}
         live = {k: v for k, v in live.items() if not k.endswith(f"/{index}")}
         return changes, {**live, "grads": grads}, out, metrics
@@ -99,6 +99,8 @@ class Party:
         message, changes[name] = self.split.outlet(
             index, FORWARD, made.out, mine[name], ctx
         )
+        new = newly_nonfinite(f"link_{index}/nonfinite", mine[name], changes[name])
+        metrics |= add_metrics(metrics, new)
         out = {"m": message}
         if train and index == 0 and self.micro > 1:
             out["weight"] = batch["weight"]
@@ -106,7 +108,7 @@ class Party:
             out["target"] = batch["target"]
         return out
 
-    def _backward(self, index, mine, live, gradient, at, changes):
+    def _backward(self, index, mine, live, gradient, at, changes, metrics):
         if index <= self.split.frozen:
             return None
         name = f"link/{index - 1}/{BACKWARD}"
@@ -115,6 +117,8 @@ class Party:
         message, changes[name] = self.split.outlet(
             index - 1, BACKWARD, g, mine[name], ctx
         )
+        counted = f"link_{index - 1}/backward_nonfinite"
+        metrics |= newly_nonfinite(counted, mine[name], changes[name])
         return {"g": message}
 
 

@@ -79,14 +79,11 @@ class Layout:
         return x[:, : self.depth].reshape(self.shape)
 
     def valid(self, used: jax.Array | None, mask: jax.Array | None) -> jax.Array | None:
-        """Which values are real, broadcast against the blocks; None for all.
-
-        A mask only matters for a grid that reaches over rows.
-        """
+        """Which values are real, broadcast against the blocks; None for all."""
         if used is not None:
             row = jax.lax.iota(jnp.int32, self.rows) < used * self._inner
             return row.reshape(self.rows, 1, 1)
-        if mask is None or self.axis or self.shape[: mask.ndim] != mask.shape:
+        if mask is None or self.shape[: mask.ndim] != mask.shape:
             return None
         mask = mask.reshape(mask.shape + (1,) * (len(self.shape) - mask.ndim))
         return self.split(jnp.broadcast_to(mask, self.shape))

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from splitjax.core.keys import fold
 from splitjax.core.tree import Tree
 
+NONFINITE = "nonfinite"  # how the names of such counts end
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -94,20 +96,23 @@ class Algorithm:
 
 
 def add_metrics(first: dict, second: dict) -> dict:
-    """Joins the metrics of two parties, hops or ticks: losses add up.
+    """Joins the metrics of two parties, hops or ticks: losses and counts add up.
 
-    A flag (a bool) that both have is true where either is, so that what one tick of a
-    step found is not lost in the next. Of any other metric the second is kept.
+    A count is of values that were not finite. A flag (a bool) that both have is true
+    where either is, so that what one tick of a step found is not lost in the next. Of
+    any other metric the second is kept.
 
     Example:
       >>> add_metrics({"loss": 1.0}, {"loss": 2.0, "norm": 3.0})
       {'loss': 3.0, 'norm': 3.0}
       >>> add_metrics({"blown_up": True}, {"blown_up": False})
       {'blown_up': True}
+      >>> add_metrics({"link_0/nonfinite": 1}, {"link_0/nonfinite": 2})
+      {'link_0/nonfinite': 3}
     """
     joined = {**first, **second}
     for name in first.keys() & second.keys():
-        if name == "loss":
+        if name == "loss" or name.endswith(NONFINITE):
             joined[name] = first[name] + second[name]
         elif _is_flag(first[name]) and _is_flag(second[name]):
             joined[name] = first[name] | second[name]

@@ -101,7 +101,9 @@ def chain(*codecs: Codec) -> Codec:
 
     Raises:
       ValueError: when a smooth codec follows a rough one: the gradient could not pass
-        through the rough one to the part of the model that the smooth one belongs to.
+        through the rough one to the part of the model that the smooth one belongs to;
+        when noise for privacy follows a rough codec that adds none: it would not reach
+        all that crosses.
 
     Example:
       >>> chain().name
@@ -116,6 +118,13 @@ def chain(*codecs: Codec) -> Codec:
                 f"codec {after.name!r} is smooth and stands after {before.name!r}, "
                 "which is rough: a gradient cannot pass through a rough codec. Put the "
                 "smooth ones first."
+            )
+        if _is_late(before, after):
+            raise ValueError(
+                f"codec {after.name!r} adds noise and stands after {before.name!r}, "
+                "which has made a message of the floats already: its whole numbers "
+                "would cross without noise, and its scales be noise. Put the noise "
+                "first, as in sign() + randomize(2.0) + pack_signs()."
             )
     if len(flat) == 1:
         return flat[0]
@@ -177,6 +186,18 @@ def is_noisy(codec: Codec) -> bool:
     return codec.mechanism is not None or any(map(is_noisy, inside))
 
 
+def _is_late(before: Codec, after: Codec) -> bool:
+    """Whether noise stands after a codec that has coded the same floats already."""
+    if before.smooth or before.mechanism:
+        return False
+    if after.mechanism or not before.entries:
+        return is_noisy(after)
+    both = before.entries.keys() & after.entries.keys()
+    return any(
+        is_noisy(after.entries[k]) and not is_noisy(before.entries[k]) for k in both
+    )
+
+
 def wire_bytes(codec: Codec, spec: Tree) -> int:
     """Bytes that a codec sends for an input, asked of the message itself.
 
@@ -211,7 +232,8 @@ def nonfinite(state: Tree) -> jax.Array:
     """How many values a sender had to replace so far, over all parts of its state.
 
     The state of a smooth codec is constant in a split, so there it is the count of one
-    message, and a metric of the step: "link_0/nonfinite".
+    message. What a step adds is a metric of it: "link_0/nonfinite" for activations,
+    "link_0/backward_nonfinite" for gradients.
 
     Args:
       state: of any codec, also a chain or a tree of them.
@@ -224,6 +246,30 @@ def nonfinite(state: Tree) -> jax.Array:
       >>> int(nonfinite(({"nonfinite": jnp.int32(2)}, {"nonfinite": jnp.int32(1)})))
       3
     """
+    return sum(_counts(state), start=jnp.int32(0))
+
+
+def newly_nonfinite(name: str, before: Tree, after: Tree) -> dict[str, jax.Array]:
+    """What one message has added to `nonfinite`, as a metric.
+
+    Args:
+      name: of the metric.
+      before: the sender's state.
+      after: its state after the message.
+
+    Returns:
+      `{name: int32 scalar}`; nothing for a codec that counts nothing.
+
+    Example:
+      >>> found = newly_nonfinite("lost", {"nonfinite": 2}, {"nonfinite": 5})
+      >>> int(found["lost"]), newly_nonfinite("lost", (), ())
+      (3, {})
+    """
+    if not _counts(after):
+        return {}
+    return {name: nonfinite(after) - nonfinite(before)}
+
+
+def _counts(state: Tree) -> list:
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    found = [a for path, a in leaves if path_name(path[-1:]) == "nonfinite"]
-    return sum(found, start=jnp.int32(0))
+    return [a for path, a in leaves if path_name(path[-1:]) == "nonfinite"]

@@ -20,7 +20,7 @@ from splitjax.train.drivers import ToCloud, halves_of
 from splitjax.train.experiment import Experiment
 from splitjax.train.report import summarize
 from splitjax.train.runs import Run, evaluate, open_run, open_trained
-from splitjax.train.scrutiny import told
+from splitjax.train.scrutiny import counted, told
 from splitjax.train.second_order import tell_left_out
 from splitjax.train.spending import spending
 from splitjax.train.trace import Trace
@@ -155,6 +155,7 @@ def _train(
                 if not np.isfinite(loss):
                     raise FloatingPointError(f"the loss is {loss} at step {step}")
                 told(facts, metrics, step)
+                counted(facts, metrics, step)
                 sent = meter.totals(kind="train")
                 log.write(step, **metrics, up=sent["bytes_up"], down=sent["bytes_down"])
                 bar.update()

@@ -63,7 +63,7 @@ def summarize(
         "edge_share": round(parts.edge_share, 4),
         "seed": seed,
         **({"privacy": facts["privacy"]} if "privacy" in facts else {}),
-        **{n: facts[n] for n in ("attacks", "scrutinizer") if n in facts},
+        **{n: facts[n] for n in ("attacks", "scrutinizer", "nonfinite") if n in facts},
         **versions(),
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

@@ -1,7 +1,9 @@
-"""What a run says of a cloud whose gradients are not of the task it agreed to."""
+"""What a run says of messages: of another task than agreed to, or not finite."""
 
 import logging
 from typing import Any
+
+from splitjax.core.algorithm import NONFINITE
 
 
 def told(facts: dict[str, Any], metrics: dict[str, Any], step: int) -> None:
@@ -32,3 +34,39 @@ def told(facts: dict[str, Any], metrics: dict[str, Any], step: int) -> None:
             seen[f"{name}_at"] = step
             logging.warning("step %d: the gradients that come back %s", step, why)
     facts["scrutinizer"] = seen
+
+
+def counted(facts: dict[str, Any], metrics: dict[str, Any], step: int) -> None:
+    """Keeps how many values codecs have replaced, and warns of the first.
+
+    A codec sends zero, say, for a NaN: the loss stays finite, and only this tells.
+
+    Args:
+      facts: of the run: "nonfinite" becomes the count so far and its first step; there
+        is none while all is finite.
+      metrics: of the step; see `core.codec.nonfinite`.
+      step: its number.
+
+    Example:
+      >>> facts = {}
+      >>> counted(facts, {"loss": 1.0, "link_0/nonfinite": 0}, 8)
+      >>> counted(facts, {"loss": 1.0, "link_0/nonfinite": 3}, 9)
+      >>> facts
+      {'nonfinite': {'values': 3, 'first_at': 9}}
+    """
+    where = {name: int(v) for name, v in metrics.items() if name.endswith(NONFINITE)}
+    more = sum(where.values())
+    if not more:
+        return
+    seen = facts.get("nonfinite")
+    if seen is None:
+        seen = {"values": 0, "first_at": step}
+        at = ", ".join(name for name, count in where.items() if count)
+        logging.warning(
+            "step %d: %d values of its messages are not finite, or too large for their "
+            "codec, and were replaced (%s): take a lower learning rate, or clip",
+            step,
+            more,
+            at,
+        )
+    facts["nonfinite"] = {**seen, "values": seen["values"] + more}

@@ -88,11 +88,13 @@ def test_it_is_the_nearest_multiple_of_the_signs():
     assert errors[1] < min(errors[0], errors[2]) < float(jnp.sum(x**2))
 
 
-def test_a_channel_leaves_padding_out():
+def test_padding_is_left_out():
     mask = jnp.array([[True, True, False]])
     x = jnp.array([[[1.0], [-3.0], [jnp.nan]]])
     y, tx = send(scaled_sign("channel"), {"h": x, "mask": mask}, mask=mask)
     assert y["h"][0, :2, 0].tolist() == [2.0, -2.0] and int(nonfinite(tx)) == 0
+    _, tx = send(scaled_sign("token"), {"h": x, "mask": mask}, mask=mask)
+    assert int(nonfinite(tx)) == 0
 
 
 def test_what_is_not_finite_is_counted_and_leaves_the_scale_alone():

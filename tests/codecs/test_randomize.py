@@ -5,7 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from splitjax.codecs import Context, Sized, binary, chain, pack_signs, randomize, sign
+from splitjax.codecs import (
+    Context,
+    Sized,
+    binary,
+    chain,
+    delta,
+    on_tree,
+    pack_signs,
+    quantize,
+    randomize,
+    sign,
+    top_k,
+)
 
 KEY = jax.random.key(5)
 
@@ -47,7 +59,8 @@ def test_a_large_epsilon_flips_nothing():
 
 @pytest.mark.parametrize("epsilon", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_bad_epsilon_raises(epsilon):
-    with pytest.raises(ValueError, match="epsilon"):
+    text = rf"randomize\(epsilon={epsilon}\): a finite number above 0"
+    with pytest.raises(ValueError, match=text):
         randomize(epsilon)
 
 
@@ -59,3 +72,28 @@ def test_no_key_raises():
 def test_it_says_its_mechanism():
     assert randomize(2.0).mechanism == ("randomized_response", 2.0, "value")
     assert binary().mechanism is None
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (quantize(8), randomize(2.0)),
+        (top_k(0.1), randomize(2.0)),
+        (sign(), pack_signs(), randomize(2.0)),
+        (sign(), delta(quantize(2)), randomize(2.0)),
+        (on_tree({"h": quantize(8)}), randomize(2.0)),
+        (quantize(8), on_tree({"h": randomize(2.0)})),
+        (on_tree({"h": quantize(8)}), on_tree({"h": randomize(2.0)})),
+    ],
+    ids=lambda parts: "+".join(part.name for part in parts),
+)
+def test_codes_that_were_made_before_the_noise_are_refused(parts):
+    """They would cross without it, and a budget would promise what is not so."""
+    with pytest.raises(ValueError, match="adds noise and stands after.*noise first"):
+        chain(*parts)
+
+
+def test_noise_may_stand_before_codes_and_beside_them():
+    assert chain(randomize(2.0), quantize(8)).parts[0].mechanism
+    beside = on_tree({"h": quantize(8)}), on_tree({"g": randomize(2.0)})
+    assert len(chain(*beside).parts) == 2

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from splitjax.algorithms.split import split_learning
-from splitjax.codecs import quantize
+from splitjax.codecs import binary, c3, delta, quantize, scaled_sign
 from splitjax.core.codec import Link, chain
 from splitjax.core.cut import cut
 from splitjax.core.split import Split
@@ -102,6 +102,58 @@ def test_split_training_equals_unsplit_training(shape, clip):
     close(final(driver, run), final(other, run2))
     np.testing.assert_allclose(losses, losses2, rtol=1e-5)
     assert losses[0] == losses2[0]
+
+
+FUSED = {
+    "floats": IDENTITY,
+    "quantize": Link(quantize(8), quantize(8)),
+    "c3": Link(chain(c3(4, keys="unitary"), quantize(8)), quantize(8)),
+    "binary": Link(binary(), scaled_sign()),
+    "delta": Link(delta(quantize(4, power_of_two=True)), quantize(8)),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "floats",
+        "quantize",
+        "binary",
+        pytest.param("c3", marks=pytest.mark.slow),
+        pytest.param("delta", marks=pytest.mark.slow),
+    ],
+)
+def test_two_parties_over_frames_equal_one_program(name):
+    """All codecs within one jitted loss, or bytes between two vjps: 20 steps, 1e-6."""
+    stages = mlp([8, 8, 1])
+    split = Split(cut(stages, after="dense_0"), (FUSED[name],), loss)
+    tx, again = optax.sgd(0.05, momentum=0.9), name == "delta"
+    data = [b for [b] in map(weighted, [[b] for b in batches(20)])]
+    data = [{**(data[0] if again else b), "ids": np.arange(8)} for b in data]
+    x = data[0]["x"]
+    params, state = jax.jit(split.init)(jax.random.key(1), x)
+    driver = Local(split_learning(split, tx), jax.random.key(2), examples=8)
+    run = driver.start(params, state, x)
+
+    @jax.jit
+    def fused(params, state, links, opt, x, target):
+        (value, extra), grads = split.value_and_grad(
+            params, state, links, x, target, ids=jnp.arange(8)
+        )
+        updates, opt = tx.update(grads, opt)
+        params = optax.apply_updates(params, updates)
+        return value, params, extra["state"], extra["links"], opt
+
+    links, opt = split.init_links(params, state, x), tx.init(params)
+    for batch in data:
+        run, metrics = driver.step(run, [batch])
+        value, params, state, links, opt = fused(
+            params, state, links, opt, batch["x"], batch["target"]
+        )
+        np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    ours, theirs = final(driver, run)[0], split.cut.merge(params)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
 def test_per_party_norms_differ_from_the_exact_one():
@@ -234,3 +286,18 @@ def test_owners_must_take_turns():
     made = cut(stages, after=("dense_0", "dense_1"), owners=("edge", "cloud", "cloud"))
     with pytest.raises(ValueError, match="in turn"):
         split_learning(Split(made, (IDENTITY,) * 2, loss), optax.sgd(1.0))
+
+
+def test_values_that_codecs_replace_are_counted_in_every_tick():
+    """A loss that stays finite does not tell of them; no later tick may hide them."""
+    driver, start = build(("dense_0",), link=ROUGH, micro=2, dropout=0.0, norm=False)
+    good, bad, worse = batches(1)[0], batches(1)[0], batches(1)[0]
+    bad["x"][3, 0] = np.nan
+    worse["target"]["y"][5] = 3e38
+    for first, counts in ((good, (0, 0)), (bad, (8, 0)), (worse, (0, 8))):
+        own = {name: getattr(start, name) for name in ("edge", "slot")}
+        run = start._replace(**jax.tree.map(jnp.copy, own))  # a step uses it up
+        _, found = driver.step(run, weighted([first, good]))
+        names = ("link_0/nonfinite", "link_0/backward_nonfinite")
+        assert tuple(int(found[name]) for name in names) == counts
+        assert first is worse or np.isfinite(found["loss"])

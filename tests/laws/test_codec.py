@@ -29,6 +29,7 @@ from splitjax.codecs import (
     fixed_width,
     identity,
     lossless,
+    nonfinite,
     on_tree,
     pack_signs,
     perturb,
@@ -319,6 +320,28 @@ def test_decoding_makes_nothing_non_finite(member, x):
             assert (np.isfinite(b) | ~np.isfinite(a)).all()
 
     jax.tree.map(one, x, y)
+
+
+@every_codec
+def test_what_is_not_finite_is_counted_or_arrives_so(member):
+    """It vanishes nowhere without a word, and padding is nobody's loss."""
+    if member.codec.name.startswith("random_k"):
+        pytest.skip("it counts what crosses alone: see tests/codecs/test_random_k.py")
+    x = member.inputs["bad"]
+    _, tx, y = send(member.codec, x)
+    mask = np.asarray(x.get("mask", True))
+    bad, arrived, large = 0, 0, 0
+    for name, a in x.items():
+        if not is_float(a):
+            continue
+        a, b = (np.asarray(one).astype(np.float32) for one in (a, y[name]))
+        real = mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim))
+        bad += (real & ~np.isfinite(a)).sum()
+        arrived += (real & ~np.isfinite(a) & ~np.isfinite(b)).sum()
+        large += (real & np.isfinite(a) & (np.abs(a) > 2.0**48)).sum()
+    counted = int(nonfinite(tx))
+    assert bad and counted + arrived >= bad
+    assert counted <= bad + large
 
 
 @every_case

@@ -20,7 +20,7 @@ from splitjax.privacy.detector import Scrutinizer
 from splitjax.runtime.local import Local
 from splitjax.train.finetune import Finetune
 from splitjax.train.loop import train
-from splitjax.train.scrutiny import told
+from splitjax.train.scrutiny import counted, told
 
 
 def verdicts(loss, codec=None, steps=14, micro=1, watch=None, **kwargs):
@@ -111,9 +111,32 @@ def test_the_first_bad_verdict_is_kept_and_warned_of(caplog):
     assert len(caplog.records) == 1 and "step 2" in caplog.text
 
 
-def test_a_run_says_what_its_scrutinizer_saw(options, tmp_path):
-    made = options(scrutinize=True, ragged=False, epochs=1)
+def test_a_run_says_what_its_scrutinizer_saw(options, tmp_path, monkeypatch):
+    """And what its codecs have counted."""
+    made, step = options(scrutinize=True, ragged=False, epochs=1), Local.step
+
+    def spoilt(self, *args, **kwargs):
+        run, metrics = step(self, *args, **kwargs)
+        return run, {**metrics, "link_0/nonfinite": 2}
+
+    monkeypatch.setattr(Local, "step", spoilt)
     summary = train(made, 0, tmp_path, progress=False)
+    assert summary["nonfinite"] == {"values": 2 * summary["steps"], "first_at": 1}
     seen = summary["scrutinizer"]
     assert -2 <= seen["gap"] <= 2 and seen["gap"] != 0
     assert seen["hijacked_at"] is None  # too early for a verdict
+
+
+def test_values_that_are_not_finite_are_counted_and_warned_of_once(caplog):
+    facts, none = {}, {"loss": 1.0, "link_0/nonfinite": 0, "gap": 0.1}
+    counted(facts, none, 1)
+    assert not facts and not caplog.records
+    with caplog.at_level(logging.WARNING):
+        for step in (2, 3):
+            more = {"link_0/nonfinite": jnp.int32(5), "link_0/backward_nonfinite": 2.0}
+            counted(facts, {**none, **more}, step)
+        counted(facts, none, 4)
+    assert facts["nonfinite"] == {"values": 14, "first_at": 2}
+    assert len(caplog.records) == 1
+    assert "step 2: 7 values" in caplog.text and "backward_nonfinite" in caplog.text
+    assert "clip" in caplog.text  # what to do
