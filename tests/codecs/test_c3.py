@@ -91,9 +91,16 @@ def test_padding_joins_no_group():
     assert int(nonfinite(tx)) == 0
 
 
-@pytest.mark.parametrize("ratio, more", [(0, {}), (257, {}), (2, {"keys": "gaus"})])
-def test_bad_arguments_raise(ratio, more):
-    with pytest.raises(ValueError, match="c3"):
+@pytest.mark.parametrize(
+    "ratio, more, text",
+    [
+        (0, {}, r"c3\(0\): a group has 1 to 256 rows"),
+        (257, {}, r"c3\(257\): a group has 1 to 256 rows"),
+        (2, {"keys": "gaus"}, "keys='gaus'.*did you mean 'gauss'"),
+    ],
+)
+def test_bad_arguments_are_named(ratio, more, text):
+    with pytest.raises(ValueError, match=text):
         c3(ratio, **more)
 
 

@@ -31,10 +31,15 @@ def test_spare_bits_are_zero():
 
 
 @pytest.mark.parametrize(
-    "array, bits", [(jnp.zeros(2, jnp.uint8), 9), (jnp.zeros(2), 4), (jnp.uint8(1), 4)]
+    "array, bits, text",
+    [
+        (jnp.zeros(2, jnp.uint8), 9, "bits=9: a number may have 1 to 8 bits"),
+        (jnp.zeros(2), 4, r"expected uint8 .*, got float32 \(2,\): cast"),
+        (jnp.uint8(1), 4, r"got uint8 \(\): cast and reshape first"),
+    ],
 )
-def test_wrong_arguments_raise(array, bits):
-    with pytest.raises(ValueError):
+def test_wrong_arguments_are_named(array, bits, text):
+    with pytest.raises(ValueError, match=text):
         pack_bits(array, bits)
 
 

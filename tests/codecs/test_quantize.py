@@ -240,19 +240,19 @@ def test_both_ends_hold_equal_sums():
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    "arguments, text",
     [
-        {"bits": 1},
-        {"bits": 9},
-        {"bits": 4, "axis": "row"},
-        {"bits": 4, "mode": "linear"},
-        {"bits": 4, "rounding": "up"},
-        {"bits": 4, "group": 0},
+        ({"bits": 1}, r"quantize\(bits=1\): bits must be 2 to 8"),
+        ({"bits": 9}, r"quantize\(bits=9\): bits must be 2 to 8"),
+        ({"bits": 4, "axis": "row"}, "axis='row'.*token"),
+        ({"bits": 4, "mode": "linear"}, "mode='linear'.*affine"),
+        ({"bits": 4, "rounding": "up"}, "rounding='up'.*nearest"),
+        ({"bits": 4, "group": 0}, r"group=0\): a group has at least 1"),
     ],
     ids=str,
 )
-def test_wrong_arguments_raise(arguments):
-    with pytest.raises(ValueError):
+def test_wrong_arguments_are_named(arguments, text):
+    with pytest.raises(ValueError, match=text):
         quantize(**arguments)
 
 

@@ -109,6 +109,16 @@ def test_a_batch_of_one_or_none(rows):
     assert np.isfinite(dw[BOUND]).all()
 
 
+@pytest.mark.parametrize("inputs, outputs", [(24, 0), (0, 8)])
+def test_a_layer_of_size_zero(inputs, outputs):
+    layer = compress_residuals(dense, lambda eb: fixed_width(eb, 4))
+    params = {"kernel": jnp.ones((inputs, outputs)), "bias": jnp.ones(outputs)}
+    x = X[:, :inputs]
+    y, dw, dx = grads(layer, {**params, BOUND: tap_bound(0.5)}, x)
+    assert y.shape == (16, outputs) and not np.asarray(dx).any()
+    assert dw["kernel"].shape == (inputs, outputs) and np.isfinite(dw[BOUND]).all()
+
+
 def test_a_gradient_of_zeros_gives_zeros():
     layer = compress_residuals(dense, cast("bf16"))
     dw = jax.grad(lambda p: 0 * layer(p, X).sum())(PARAMS)

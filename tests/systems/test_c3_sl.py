@@ -15,6 +15,7 @@ from splitjax.codecs import Context, Link, c3, chain, identity, nonfinite, wire_
 from splitjax.core.cut import cut
 from splitjax.core.message import tree_bytes
 from splitjax.core.split import Split
+from splitjax.core.stage import Stage
 from splitjax.core.tree import spec_of
 from splitjax.models.mlp import mlp
 from tests.systems.digits import accuracy, fit, loss
@@ -179,6 +180,40 @@ def test_padding_of_the_last_group_never_reaches_a_norm_or_loss():
     assert y.shape == x.shape
     # Alone in its group, the last row is exact: the rows that fill it up are zeros.
     np.testing.assert_allclose(y[4], x[4], atol=1e-5)
+    seen = Stage(
+        "seen",
+        init=lambda key, spec: ({}, {"mean": jnp.zeros(spec.shape[1:])}),
+        apply=lambda p, s, x, *, key, train: (x, {"mean": x.mean(0)}, {}),
+    )
+    edge = dataclasses.replace(mlp([32])[0], name="edge")
+    made = cut((edge, seen, *mlp([3])), after="edge")
+    split = Split(made, (Link(c3(4, keys="unitary"), identity()),), loss)
+    params, state = split.init(jax.random.key(0), x)
+    links = split.init_links(params, state, x)
+    target = jnp.zeros(5, jnp.int32)
+    run = jax.jit(split.value_and_grad)
+    (_, extra), _ = run(params, state, links, x, target)
+    z = made.segments[0].apply(params[0], state[0], x, key=None, train=True)[0]
+    own = send(c3(4, keys="unitary"), z)[1].mean(0)
+    np.testing.assert_allclose(extra["state"][1]["seen"]["mean"], own, atol=1e-5)
+    assert extra["out"].shape == (5, 3)
+
+
+def test_the_shorter_rows_are_the_more_luck_keys_need():
+    """Of 16 values the noise correlates: the law holds on average over seeds alone."""
+
+    def spread(width):
+        found = []
+        for seed in range(12):
+            codec, x = c3(4, seed=seed), normal(16, width, seed=seed)
+            state = codec.init(x)
+            message, _ = codec.encode(x, state, Context())
+            found.append(error(codec.decode(message, state)[0], x).mean())
+        return np.mean(found), np.std(found)
+
+    short, wide = spread(16), spread(1024)
+    assert short[1] > 3 * wide[1]
+    np.testing.assert_allclose(wide[0], 4, rtol=0.05)
 
 
 def test_centering_takes_the_luck_out_of_a_mean():
