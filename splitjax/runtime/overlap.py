@@ -11,8 +11,8 @@ def overlapped(jobs: Iterable[Generator[None, None, T]], in_flight: int) -> Iter
     """Runs jobs so that some are under way at once, and are done in their order.
 
     Args:
-      jobs: each yields once or more: first when something else has it to work on, as
-        when its message is sent.
+      jobs: each yields when something else has it to work on, as when its message is
+        sent; one that never does is done when it is begun.
       in_flight: how many are begun before the first of them is waited for; at least 1.
 
     Returns:
@@ -29,19 +29,25 @@ def overlapped(jobs: Iterable[Generator[None, None, T]], in_flight: int) -> Iter
       begun c
       ['a', 'b', 'c']
     """
-    begun: deque[Generator[None, None, T]] = deque()
+    begun: deque = deque()
     for job in jobs:
-        next(job)
-        begun.append(job)
+        begun.append((job, _go_on(job)))
         if len(begun) >= in_flight:
-            yield _finish(begun.popleft())
+            yield _finish(*begun.popleft())
     while begun:
-        yield _finish(begun.popleft())
+        yield _finish(*begun.popleft())
 
 
-def _finish(job: Generator[None, None, T]) -> T:
-    while True:
-        try:
-            next(job)
-        except StopIteration as done:
-            return done.value
+def _go_on(job: Generator[None, None, T]) -> tuple[()] | tuple[T]:
+    """Runs a job to where it yields next; what it returns, when it does."""
+    try:
+        next(job)
+    except StopIteration as done:
+        return (done.value,)
+    return ()
+
+
+def _finish(job: Generator[None, None, T], result: tuple[()] | tuple[T]) -> T:
+    while not result:
+        result = _go_on(job)
+    return result[0]

@@ -38,5 +38,11 @@ def test_nothing_is_begun_before_it_is_asked_for():
     assert next(results) == 0 and seen == ["+0", "+1", "-0"]
 
 
+def test_a_job_that_waits_for_nothing_is_done_at_once():
+    seen = []
+    assert list(overlapped(told(seen, 2, pauses=0), 2)) == [0, 1]
+    assert seen == ["+0", "-0", "+1", "-1"]
+
+
 def test_no_jobs_give_nothing():
     assert list(overlapped(iter(()), 2)) == []
