@@ -133,7 +133,7 @@ def dot(kernel: jax.Array | Factor, x: jax.Array) -> jax.Array:
         )
     batch = tuple(range(lead))
     # One row axis: with several, XLA on a CPU transposes a copy of the gradient of the
-    # output for that of the kernel, which took twice as long, for the same numbers.
+    # output for that of the kernel, which takes longer, for the same numbers.
     rows = math.prod(x.shape[lead:-1])
     flat = x.reshape(*x.shape[:lead], rows, x.shape[-1])
     summed = (lead + 1,), (lead,)
