@@ -95,6 +95,20 @@ class Algorithm:
     remember: Callable[..., tuple[dict, dict]] | None = None
 
 
+def without_zero_counts(metrics: dict) -> dict:
+    """Metrics as they are sent and logged: a count of none would be in every step.
+
+    Example:
+      >>> without_zero_counts({"loss": 0.0, "link_0/nonfinite": 0})
+      {'loss': 0.0}
+    """
+    return {
+        name: value
+        for name, value in metrics.items()
+        if not name.endswith(NONFINITE) or value
+    }
+
+
 def add_metrics(first: dict, second: dict) -> dict:
     """Joins the metrics of two parties, hops or ticks: losses and counts add up.
 

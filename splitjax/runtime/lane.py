@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from splitjax.core.algorithm import NONFINITE, Algorithm, At, add_metrics
+from splitjax.core.algorithm import Algorithm, At, add_metrics, without_zero_counts
 from splitjax.core.memory import ids_of
 from splitjax.core.tree import Tree
 from splitjax.runtime import frame
@@ -201,13 +201,8 @@ class Lane:
         if at.apply:
             self.lost, self._lost = self._lost[:MOST_LOST], []
             rows.step()
-            # A count of none is left out: it would cross in every step.
             found = {name: float(v) for name, v in self._total.items()}
-            self.metrics = {
-                name: v
-                for name, v in found.items()
-                if v or not name.endswith(NONFINITE)
-            }
+            self.metrics = without_zero_counts(found)
             self._total, self._done, self.tick = {}, {}, tick + 1
         return down
 

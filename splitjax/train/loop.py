@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from splitjax.core.algorithm import without_zero_counts
 from splitjax.data.batches import ahead, model_inputs, name_of, row_ids
 from splitjax.optim.lrpet import alphas
 from splitjax.storage.checkpoint import Checkpoints
@@ -157,7 +158,8 @@ def _train(
                 told(facts, metrics, step)
                 counted(facts, metrics, step)
                 sent = meter.totals(kind="train")
-                log.write(step, **metrics, up=sent["bytes_up"], down=sent["bytes_down"])
+                shown = without_zero_counts(metrics)
+                log.write(step, **shown, up=sent["bytes_up"], down=sent["bytes_down"])
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.4f}")
                 every = experiment.checkpoint_every
