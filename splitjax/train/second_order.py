@@ -13,7 +13,7 @@ from splitjax.optim.curvature import REDUCTIONS, TAPS, with_taps
 from splitjax.optim.kfac import dp_kfac, left_out
 from splitjax.optim.kronecker import METHODS
 from splitjax.optim.tap_use import check_taps
-from splitjax.runtime.local import RunState
+from splitjax.runtime.run_state import RunState
 from splitjax.storage.log import Log
 from splitjax.train.experiment import Experiment, check, option
 

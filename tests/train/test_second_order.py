@@ -16,8 +16,8 @@ from splitjax.optim import dp_kfac, kfac, with_taps
 from splitjax.optim.curvature import TAPS, without_own
 from splitjax.runtime.channel import pipe
 from splitjax.runtime.cloud import Cloud
-from splitjax.runtime.local import RunState
 from splitjax.runtime.programs import begin, weights_of
+from splitjax.runtime.run_state import RunState
 from splitjax.storage import log
 from splitjax.train.classify import Classify
 from splitjax.train.drivers import ToCloud
