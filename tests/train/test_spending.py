@@ -10,7 +10,7 @@ from splitjax.codecs import feedback, randomize
 from splitjax.privacy import Spent, epsilon_renyi
 from splitjax.runtime.certificates import make_certificates
 from splitjax.runtime.cloud import Cloud
-from splitjax.runtime.edge import Edge
+from splitjax.runtime.outbox import Outbox
 from splitjax.train import loop, runs, spending
 from splitjax.train.drivers import ToCloud
 from splitjax.train.processes import Door
@@ -82,14 +82,14 @@ def test_a_cloud_with_the_seed_cannot_make_the_noise(options, tmp_path, monkeypa
     """Over gRPC: both halves learn, and two edges of one seed flip unlike bits."""
     keys = make_certificates(tmp_path / "keys")
     experiment = options(forward=BITS, steps=1)
-    sent, post = [], Edge._post
+    sent, post = [], Outbox.post_tree
 
-    def spied(edge, exchange, tree, kind, *args):
-        if kind == "train" and "m" in tree:
+    def spied(outbox, key, schema, tree):
+        if key[0] == "train" and "m" in tree:
             sent.append(jax.device_get(tree["m"]))
-        return post(edge, exchange, tree, kind, *args)
+        post(outbox, key, schema, tree)
 
-    monkeypatch.setattr(Edge, "_post", spied)
+    monkeypatch.setattr(Outbox, "post_tree", spied)
     for name in ("one", "two"):
         cloud = Cloud(build(experiment), tmp_path / f"cloud_{name}")
         with Door("127.0.0.1:0", str(keys / "cloud")).open(cloud) as server:
