@@ -46,10 +46,12 @@ def table(statuses: Sequence[Status], meter: Meter) -> Any:
       1
     """
     from rich.table import Table
+    from rich.text import Text
 
     made = Table(*HEAD, title="splitjax cloud")
     for row in rows(statuses, meter):
-        made.add_row(*row)
+        # Not as markup: a refusal quotes an edge, whose "[/b]" would end the view.
+        made.add_row(*map(Text, row))
     return made
 
 

@@ -1,5 +1,6 @@
 import io
 
+import pytest
 from rich.console import Console
 
 from splitjax.runtime import view
@@ -35,6 +36,14 @@ def test_the_table_is_drawn():
     console.print(view.table(cloud.status(), cloud.meter))
     text = console.export_text()
     assert "splitjax cloud" in text and "2 digest: no" in text and "25%" in text
+
+
+@pytest.mark.parametrize("text", ["[/b]", "[red]blue", "\\[x]", "[link=x]y"])
+def test_what_an_edge_said_is_shown_as_it_is(text):
+    """As a refusal quotes it; as markup it would raise, and end the view."""
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(view.table([Status(0, refused=1, last=f"config: {text}")], Meter()))
+    assert f"1 config: {text}" in console.export_text()
 
 
 def test_nothing_is_shown_where_nobody_looks(capsys):
