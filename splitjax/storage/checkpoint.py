@@ -14,6 +14,7 @@ import numpy as np
 from splitjax.core.job import Disagreement, at_each, at_first, gather
 from splitjax.core.tree import Tree, flat
 from splitjax.storage.shared import make_shared
+from splitjax.storage.whole import settle, whole
 
 CONFIG = "config.json"
 # Orbax tells its operations apart by a number of the process: of two threads that save
@@ -83,13 +84,21 @@ class Checkpoints:
     def _claim(self, config: dict) -> None:
         path = self.folder / CONFIG
         self._claimed = not path.exists()
-        found = config if self._claimed else json.loads(path.read_text())
+        try:
+            found = config if self._claimed else json.loads(path.read_text())
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path} is no JSON ({error}): put a copy of it back, or take another "
+                "--workdir"
+            ) from error
         if rows := _unlike(found, config, "there", "now"):
             raise CheckpointError(
                 f"{self.folder} holds a run of another config ({'; '.join(rows)}). "
                 "Take another --workdir, or the same config."
             )
-        path.write_text(json.dumps(config, indent=2) + "\n")
+        if self._claimed:
+            with whole(path, mode=0o666) as file:
+                file.write(json.dumps(config, indent=2).encode() + b"\n")
 
     def steps(self) -> list[int]:
         """The steps that are saved, in order."""
@@ -103,7 +112,8 @@ class Checkpoints:
     def save(self, step: int, tree: Tree, facts: dict[str, Any]) -> None:
         """Saves a tree of arrays, and facts as JSON.
 
-        The facts are written last: a folder without them is no checkpoint.
+        The facts are written last: a folder without them is no checkpoint. All that
+        this host has written of it is on disk before an older one goes.
         """
         from orbax.checkpoint import v1 as orbax
 
@@ -116,9 +126,11 @@ class Checkpoints:
             folder.mkdir(parents=True)
 
         def finish() -> None:
-            part = folder / "facts.part"
-            part.write_text(json.dumps(facts))
-            part.rename(folder / "facts.json")
+            text = json.dumps(facts).encode()
+            for path in (*folder.rglob("*"), folder.parent, self.folder):
+                settle(path)
+            with whole(folder / "facts.json", mode=0o666) as file:
+                file.write(text)
             for old in self.steps()[: -self.keep]:
                 shutil.rmtree(self.folder / "checkpoints" / str(old))
 

@@ -1,8 +1,9 @@
 """Frames that one side keeps, to read them again instead of being sent them again."""
 
-import os
 import pathlib
 import re
+
+from splitjax.storage.whole import whole
 
 
 class Frames:
@@ -50,14 +51,11 @@ class Frames:
 
         Raises:
           ValueError: for a name that is not made of letters, digits and "-".
+          OSError: when it cannot be written; nothing is left of it then.
         """
         if not re.fullmatch(r"[\w-]+", name) or "_" in name:
             raise ValueError(f"frame name {name!r}: letters, digits and '-' only")
         path = self.folder / f"{step:08d}_{name}.frame"
-        part = path.with_suffix(".part")
-        with part.open("wb") as file:
+        with whole(path) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(path)
         self._paths[name] = path

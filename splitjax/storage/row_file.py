@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from splitjax.storage.whole import whole
+
 NONE = -1  # the size of a row that was forgotten
 
 
@@ -80,7 +82,7 @@ class RowFile:
             for n, row in rows
         ]
         data = [row.data for _, row in rows if row is not None]
-        with self._part(self._redo(step)) as file:
+        with whole(self._redo(step)) as file:
             np.save(file, np.array(about, np.int64).reshape(-1, 4))
             np.save(file, np.concatenate([np.zeros(0, np.uint8), *data]))
 
@@ -104,7 +106,7 @@ class RowFile:
             file.flush()
             os.fsync(file.fileno())
         self._map, self.step = None, step
-        with self._part(self._index) as file:
+        with whole(self._index) as file:
             places = [(n, *place) for n, place in self._places.items()]
             head = json.dumps({"step": step, "end": self._end}).encode()
             file.write(len(head).to_bytes(4, "little") + head)
@@ -142,30 +144,3 @@ class RowFile:
 
     def _redo(self, step: int) -> pathlib.Path:
         return self.folder / f"{step:08d}.redo"
-
-    def _part(self, path: pathlib.Path):
-        return _Part(path)
-
-
-class _Part:
-    """A file that is there whole, or not at all; for its owner alone."""
-
-    def __init__(self, path: pathlib.Path):
-        self._path, self._temporary = path, path.with_suffix(".part")
-
-    def __enter__(self):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        self._file = open(os.open(self._temporary, flags, 0o600), "wb")
-        return self._file
-
-    def __exit__(self, kind, *_):
-        with self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        if kind is None:
-            self._temporary.rename(self._path)
-            folder = os.open(self._path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)  # or the name may be lost in a power cut
-            finally:
-                os.close(folder)

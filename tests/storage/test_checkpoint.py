@@ -3,7 +3,10 @@ import gc
 import itertools
 import json
 import math
+import os
+import pathlib
 import re
+import shutil
 from typing import Any, NamedTuple
 
 import jax
@@ -142,6 +145,49 @@ def test_another_config_is_refused_by_the_names_that_differ(store):
     saved = json.loads((store.folder / "config.json").read_text())
     assert saved == {"rank": 8, "seeds": [0, 1], "seed": 0}
     Checkpoints(store.folder, dict(reversed(CONFIG.items())))
+
+
+def test_a_config_is_written_once(store):
+    """A full disk, or a loss of power, must not take it from a run that has one."""
+    path = store.folder / "config.json"
+    before = path.stat()
+    Checkpoints(store.folder, CONFIG)
+    after = path.stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_a_config_that_is_damaged_is_named(store):
+    path = store.folder / "config.json"
+    path.write_text("")
+    with pytest.raises(CheckpointError, match=f"{path} is no JSON"):
+        Checkpoints(store.folder, CONFIG)
+
+
+def test_a_checkpoint_is_on_disk_before_the_older_one_goes(store, monkeypatch):
+    """The journal of what came after the older one goes with it, too."""
+    store.save(1, {"w": jnp.ones(2)}, {})
+    synced, fsync, remove = set(), os.fsync, shutil.rmtree
+
+    def spied(number):
+        synced.add(pathlib.Path(os.readlink(f"/proc/self/fd/{number}")))
+        fsync(number)
+
+    def removed(path, *args, **kwargs):
+        if str(path) == str(old):
+            checked.append(needed() - synced)
+        remove(path, *args, **kwargs)
+
+    folder, checked = store.folder / "checkpoints", []
+    new, old = folder / "2", folder / "1"
+
+    def needed():
+        files = {path for path in new.rglob("*") if path.name != "facts.json"}
+        return files | {folder, new, new / "facts.part"}
+
+    monkeypatch.setattr(os, "fsync", spied)
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    store.save(2, {"w": jnp.zeros(2)}, {})
+    assert checked == [set()] and (new / "facts.json").exists() and not old.exists()
 
 
 def test_a_folder_is_let_go_by_who_claimed_it_only(store):

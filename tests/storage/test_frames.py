@@ -1,3 +1,7 @@
+import errno
+import os
+import stat
+
 import pytest
 
 from splitjax.storage.frames import Frames
@@ -21,3 +25,21 @@ def test_a_name_cannot_lead_elsewhere(tmp_path, name):
 def test_a_half_written_frame_is_none(tmp_path):
     (tmp_path / "00000001_a.part").write_bytes(b"ha")
     assert Frames(tmp_path, step=9).get("a") is None
+
+
+def test_a_frame_that_finds_no_room_is_none_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    kept = Frames(tmp_path)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        kept.put("a", 3, b"one")
+    assert kept.get("a") is None and list(tmp_path.iterdir()) == []
+
+
+def test_only_the_owner_can_read_a_frame(tmp_path):
+    """What a journal keeps of it, the journal hides as well."""
+    Frames(tmp_path).put("a", 3, b"one")
+    [path] = tmp_path.iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from splitjax.core.memory import Memory
-from splitjax.storage.row_file import RowError, RowFile
+from splitjax.storage import row_file
+from splitjax.storage.row_file import RowError
 from splitjax.storage.rows import BadIds, Rows
 
 WAYS = {"memory": False, "map": True}
@@ -132,7 +133,7 @@ def test_a_crash_leaves_one_checkpoint_or_the_other(
         with monkeypatch.context() as patch, pytest.raises(OSError, match="power"):
             # All of the data is written, the index is not.
             patch.setattr(
-                RowFile, "_part", lambda *_: (_ for _ in ()).throw(OSError("power"))
+                row_file, "whole", lambda *_: (_ for _ in ()).throw(OSError("power"))
             )
             rows.settle(8)
     step = 4 if crash == "before the commit" else 8
