@@ -205,7 +205,7 @@ class Edge:
         exchanges = programs.predictions(*self._specs, x, at)
         self._outbox.announce(Schema.of({"x": spec_of(x)}).to_bytes())
         self._predictions += 1
-        number, at = self._predictions, self._numbered.at(at)
+        number, at = self._predictions, self._numbered.at(at, x)
         live: Tree = {}
         down: Tree = None
         for hop, exchange in enumerate(exchanges):

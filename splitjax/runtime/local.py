@@ -166,7 +166,7 @@ class Local:
     def _forward(self, run: RunState, x: Tree) -> Generator[None, None, Tree]:
         programs = self._programs
         at = self._at(run, run.tick, False)
-        mine = self._predictions.at(at)
+        mine = self._predictions.at(at, x)
         batch, live, down = {"x": x}, {}, None
         for number in range(programs.predict_hops()):
             edge = programs.predict_edge(number)

@@ -46,6 +46,26 @@ def test_scores_have_noise_too_and_never_the_same(options, tmp_path):
     assert np.abs(first - second).max() > 1e-6
 
 
+def test_two_processes_that_predict_at_one_checkpoint_share_no_noise(options, tmp_path):
+    """As `evaluate`, and `predict` after it: each counts its predictions anew."""
+    forward, heard = "ragged() + perturb('gauss', scale=10.0, clip=0.1)", []
+    for turn in (1, -1):
+        run = runs.open_run(options(forward=forward), 0, tmp_path)
+        [batch] = next(iter(run.parts.evals["dev"].epoch(0, shuffle=False)))
+        x = {name: a[::turn] for name, a in spending.model_inputs(batch).items()}
+        ship = run.driver._ship
+
+        def spied(tree, kind, direction, *place, ship=ship, **more):
+            if direction == "up":
+                heard.append(jax.device_get(jax.tree.leaves(tree)[0]))
+            return ship(tree, kind, direction, *place, **more)
+
+        run.driver._ship = spied
+        run.driver.predict(run.state, x)
+    one, two = heard
+    assert one.shape == two.shape and np.abs(one - two).max() > 1
+
+
 def test_a_run_without_noise_says_nothing(options, tmp_path):
     made = options(forward="ragged() + binary()")
     assert spending.spending(made, made.parts(0), epochs=1) == []
