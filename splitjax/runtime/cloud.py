@@ -194,8 +194,6 @@ class Cloud:
         """Takes the slot, from the edge's own last session where that is not over."""
         place = self._places[number]
         with self._lock:
-            if self._closing:
-                raise Refused("closing", "the cloud is about to stop")
             old = place.channel if place.lease == lease else None
         if old is not None:
             old.close()
@@ -206,10 +204,13 @@ class Cloud:
                 f"or wait {self._lease_seconds:g} s from its last message",
             )
         with self._lock:
-            place.lease, place.channel = lease, channel
-            if place.timer is not None:
-                place.timer.cancel()
-        return place
+            if not self._closing:  # asked now: it may have waited for long
+                place.lease, place.channel = lease, channel
+                if place.timer is not None:
+                    place.timer.cancel()
+                return place
+        place.busy.release()
+        raise Refused("closing", "the cloud is about to stop")
 
     def _leave(self, place: _Place) -> None:
         with self._lock:
