@@ -7,7 +7,7 @@ import json
 import sys
 
 from splitjax.train import door_flags, flags
-from splitjax.train.runs import evaluate, open_trained
+from splitjax.train.runs import evaluate, trained
 
 LAUNCH = flags.define("configs/sft_stsb.py")
 door_flags.define_edge("")
@@ -18,12 +18,11 @@ def main(_: list[str]) -> None:
     experiment = LAUNCH.run
     for seed in experiment.seeds:
         folder = LAUNCH.workdir / f"{experiment.mode}_seed_{seed}"
-        run = open_trained(experiment, seed, folder, door_flags.to_cloud())
-        meter = run.driver.meter
-        before = meter.totals(kind="predict")  # of the run's own evaluations
-        scores = evaluate(run)
-        after = meter.totals(kind="predict")
-        run.driver.close()
+        with trained(experiment, seed, folder, door_flags.to_cloud()) as run:
+            meter = run.driver.meter
+            before = meter.totals(kind="predict")  # of the run's own evaluations
+            scores = evaluate(run)
+            after = meter.totals(kind="predict")
         sent = {name: after[name] - before[name] for name in after}
         line = {"seed": seed, "step": run.state.step, **scores, **sent}
         sys.stdout.write(json.dumps(line) + "\n")

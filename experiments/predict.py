@@ -9,7 +9,7 @@ import sys
 from absl import flags as absl_flags
 
 from splitjax.train import door_flags, flags
-from splitjax.train.runs import open_trained, predict
+from splitjax.train.runs import predict, trained
 
 LAUNCH = flags.define("configs/sft_stsb.py")
 door_flags.define_edge("")
@@ -26,10 +26,9 @@ def main(_: list[str]) -> None:
     experiment = LAUNCH.run
     seed = experiment.seeds[0]
     folder = LAUNCH.workdir / f"{experiment.mode}_seed_{seed}"
-    run = open_trained(experiment, seed, folder, door_flags.to_cloud())
-    texts, batches = experiment.texts(TEXTS.value)
-    predicted = predict(run, batches)[0].tolist()
-    run.driver.close()
+    with trained(experiment, seed, folder, door_flags.to_cloud()) as run:
+        texts, batches = experiment.texts(TEXTS.value)
+        predicted = predict(run, batches)[0].tolist()
     for text, value in zip(texts, predicted, strict=True):
         sys.stdout.write(json.dumps({"text": text, "prediction": value}) + "\n")
 

@@ -20,7 +20,7 @@ from splitjax.train import attack
 from splitjax.train.drivers import ToCloud, halves_of
 from splitjax.train.experiment import Experiment
 from splitjax.train.report import summarize
-from splitjax.train.runs import Run, evaluate, open_run, open_trained
+from splitjax.train.runs import Run, evaluate, open_run, trained
 from splitjax.train.scrutiny import counted, told
 from splitjax.train.second_order import tell_left_out
 from splitjax.train.spending import spending
@@ -84,18 +84,16 @@ def train(
         found = json.loads(summary.read_text())
         if set(experiment.attack) <= set(found.get("attacks", ())):
             return found
-        with exclusive(folder):
-            run = open_trained(experiment, seed, folder, cloud)
-            with contextlib.closing(run.driver):
-                attack.refuse(experiment.attack, run)
-                made = attack.attacked(experiment.attack, run, seed)
+        with trained(experiment, seed, folder, cloud) as run:
+            attack.refuse(experiment.attack, run)
+            made = attack.attacked(experiment.attack, run, seed)
         found["attacks"] = {**found.get("attacks", {}), **made}
         summary.write_text(json.dumps(found, indent=2) + "\n")
         return found
     with exclusive(folder):
         try:
             run = open_run(experiment, seed, folder, cloud)
-        except ValueError:  # such as a cut behind a layer that the model lacks
+        except BaseException:  # a cut behind the last layer, a cloud of another config
             claim.release()
             raise
         with contextlib.closing(run.driver):

@@ -1,9 +1,11 @@
 """One run of an experiment: opened where its folder has it, and scored."""
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from splitjax.runtime.meter import Meter
 from splitjax.runtime.run_state import RunState
 from splitjax.storage.checkpoint import CheckpointError, Checkpoints
 from splitjax.storage.frames import Frames
+from splitjax.storage.lock import exclusive
 from splitjax.train.drivers import ToCloud, make_driver, saved_tick
 from splitjax.train.experiment import Experiment, Parts
 
@@ -64,6 +67,20 @@ def open_run(
     parts = experiment.parts(seed, weights=cloud is None)
     meter = Meter()
     driver = make_driver(experiment, seed, parts, meter, cloud, pathlib.Path(folder))
+    try:
+        return _begin(experiment, parts, driver, checkpoints, cloud)
+    except BaseException:
+        driver.close()  # else its slot at the cloud is in use until the lease is over
+        raise
+
+
+def _begin(
+    experiment: Experiment,
+    parts: Parts,
+    driver: Local | Edge,
+    checkpoints: Checkpoints,
+    cloud: ToCloud | None,
+) -> Run:
     first, *_ = next(iter(parts.train.epoch(0, micro=experiment.micro)))
     facts: dict[str, Any] = {"tokens": 0, "seconds": 0.0, "before": {}, "scores": []}
     saved = checkpoints.latest()
@@ -73,7 +90,7 @@ def open_run(
     if saved is not None:
         tree, facts = checkpoints.restore((state.edge, state.shared, state.slot))
         state = RunState(*tree, step=facts["step"], tick=facts["tick"])
-        meter.merge(facts["bytes"])
+        driver.meter.merge(facts["bytes"])
     if driver.remembers and getattr(experiment, "edge_dropout", False):
         if not getattr(experiment, "frozen_edge", False):
             logging.warning(
@@ -102,12 +119,40 @@ def open_trained(
     Raises:
       CheckpointError: when the folder has none.
     """
+    _check_there(folder)
+    experiment.validate()
+    checkpoints = Checkpoints(folder, experiment.identity(seed))
+    if checkpoints.latest() is None:
+        checkpoints.release()
+        raise CheckpointError(f"{folder} holds no checkpoint: train first")
+    return open_run(experiment, seed, folder, cloud)
+
+
+@contextlib.contextmanager
+def trained(
+    experiment: Experiment,
+    seed: int,
+    folder: str | pathlib.Path,
+    cloud: ToCloud | None = None,
+) -> Iterator[Run]:
+    """A run that has a checkpoint, held until the context ends; see `open_trained`.
+
+    To open a run drops what came after its checkpoint (frames that were kept, rows of
+    codecs), which is another process's where that is at work.
+
+    Raises:
+      InUse: when another process uses the folder.
+    """
+    _check_there(folder)
+    with exclusive(folder):
+        run = open_trained(experiment, seed, folder, cloud)
+        with contextlib.closing(run.driver):
+            yield run
+
+
+def _check_there(folder: str | pathlib.Path) -> None:
     if not pathlib.Path(folder).is_dir():
         raise CheckpointError(f"{folder}: no such folder: train first")
-    run = open_run(experiment, seed, folder, cloud)
-    if run.checkpoints.latest() is None:
-        raise CheckpointError(f"{folder} holds no checkpoint: train first")
-    return run
 
 
 def predict(run: Run, batches: Any) -> tuple[np.ndarray, np.ndarray]:

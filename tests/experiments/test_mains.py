@@ -9,6 +9,8 @@ import sys
 import pytest
 from matplotlib import image
 
+from splitjax.storage.lock import exclusive
+
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = """
 from splitjax.train.finetune import Finetune
@@ -88,6 +90,14 @@ def test_evaluate_scores_the_run_again(trained, run):
         "up": line["bytes_up"],
         "down": line["bytes_down"],
     }
+
+
+@pytest.mark.parametrize("arguments", [["evaluate"], ["predict", "--texts=mine.py"]])
+def test_a_run_in_use_is_told(arguments, trained, run):
+    with exclusive(run.folder / "runs" / "mine" / "split_seed_0"):
+        done = run(*arguments)
+    assert done.returncode != 0 and done.stdout == ""
+    assert "in use by process" in done.stderr.splitlines()[-1]
 
 
 def test_predict_answers_each_text(trained, run):
