@@ -240,7 +240,8 @@ class Slot:
         self._answers[key] = _digest(data), None
         name = self._names.pop(tick, None) if hop == 0 else None
         if name is not None and not control.is_control(data):
-            self._frames.put(name, tick // self.lane.made.micro, data)
+            with room():
+                self._frames.put(name, tick // self.lane.made.micro, data)
         if self.lane.tick != before:
             said = {"metrics": self.lane.metrics, "lost": self.lane.lost}
             self._ack = tick, control.write("ack", tick=tick, **said)

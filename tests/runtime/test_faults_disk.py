@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import os
 import pathlib
 import subprocess
@@ -15,9 +16,10 @@ from splitjax.runtime.certificates import make_certificates
 from splitjax.runtime.control import Refused
 from splitjax.runtime.ledger import WENT
 from splitjax.storage import journal as journal_module
+from splitjax.storage.frames import Frames
 from splitjax.storage.journal import Journal
 from splitjax.storage.lock import exclusive
-from tests.runtime.conftest import batches, run_all, same
+from tests.runtime.conftest import ROUGH, Model, batches, run_all, same
 from tests.runtime.served import SAVED, STEPS, Served, alone, model, start, whole
 
 
@@ -100,6 +102,33 @@ def test_a_full_disk_is_told_and_when_there_is_room_the_run_goes_on(
     other.close()
     left.clear()
     resume(both, "u", run, kept)
+
+
+def test_a_kept_frame_that_finds_no_room_is_told_too(here, tmp_path, monkeypatch):
+    one, [step] = Model(frozen=1, link=ROUGH), batches(1)
+    local = one.local()
+    want, losses = run_all(local, start(local, one), [step])
+    both, name = here(one), ["0" * 32]
+    edge = one.edge(both.dial)
+    edge.keep(Frames(tmp_path / "edge"))
+    run = start(edge, one)
+
+    def full(frames, *_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    place = both.cloud._places[0].slot._frames
+    monkeypatch.setattr(place, "put", functools.partial(full, place))
+    with pytest.raises(Refused, match="disk is full.*No space") as caught:
+        edge.step(run, step, names=name)
+    assert caught.value.code == "full"
+    edge.close()
+    # The slot is made anew of its journal, and what was applied is applied once.
+    edge = one.edge(both.dial)
+    edge.keep(Frames(tmp_path / "again"))
+    run, metrics = edge.step(start(edge, one), step, names=name)
+    assert [float(metrics["loss"])] == losses
+    same(run.edge, want.edge)
+    edge.close()
 
 
 def test_what_may_not_be_on_disk_is_not_answered(served, monkeypatch):
