@@ -196,6 +196,33 @@ def test_an_edge_that_is_killed_begins_at_its_checkpoint(
     edge.close()
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_evaluation_that_is_given_up_changes_nothing(killed, here):
+    """By the user, or as the edge dies in it: answers that come late are nobody's."""
+    model = Model(**SHAPES["stateful u"])
+    steps = batches(3)
+    want, losses, out = alone(model, steps)
+    both = here(model)
+    edge = model.edge(both.dial)
+    run = edge.start(model.params, model.state, model.x)
+    run, found = run_all(edge, run, steps[:1])
+    kept = jax.device_get(run.edge)
+    edge.saved(run)
+    outputs = edge.predict_each(run, [model.x, -model.x, model.x / 2], in_flight=3)
+    next(outputs)
+    outputs.close()
+    if killed:
+        both.channels[-1].close()
+        edge = model.edge(both.dial)
+        run = edge.start(model.params, model.state, model.x, tick=run.tick)
+        run = run._replace(edge=jax.tree.map(jax.numpy.asarray, kept))
+    run, rest = run_all(edge, run, steps[1:])
+    assert found + rest == losses
+    same(run.edge, want.edge)
+    same(edge.predict(run, model.x), out)
+    edge.close()
+
+
 class Faulty:
     """A channel that does something to each message that is sent."""
 

@@ -69,10 +69,10 @@ def trains(served, slot=0, *, steps=2):
     ("name", "way"), [("u", "token"), ("micro", "both"), ("plain", "certificate")]
 )
 def test_over_tls_an_edge_and_a_cloud_are_one_run_to_the_bit(name, way, keys, tmp_path):
-    one, (want, losses, out) = model(name), alone(name, 4)
+    one, (want, losses, out) = model(name), alone(name, 20)
     with Served(one, tmp_path, keys, **WAYS[way]) as served:
         edge = one.edge(served.dial)
-        steps = batches(4, micro=one.micro)
+        steps = batches(20, micro=one.micro)
         run, found = run_all(edge, start(edge, one), steps, in_flight=one.micro)
         assert found == losses
         same(run.edge, want.edge)
