@@ -11,6 +11,7 @@ from splitjax.algorithms.party import Party, lanes, predict
 from splitjax.core.algorithm import Algorithm, Hop, add_metrics
 from splitjax.core.memory import blank, fill, memories
 from splitjax.core.split import BACKWARD, FORWARD, Split
+from splitjax.optim.apply import apply_updates
 from splitjax.optim.clip import square_norm
 from splitjax.privacy.detector import Scrutinizer
 
@@ -184,7 +185,7 @@ def split_learning(
             updates, opt = txs[owner].update(
                 grads, mine["opt"], params, step=at.step, model_state=norms, **extra
             )
-        new: Any = optax.apply_updates(params, updates)
+        new: Any = apply_updates(params, updates)
         params = {**mine["params"], **new}
         acc = jax.tree.map(jnp.zeros_like, grads) if micro > 1 else ()
         return {**mine, "params": params, "opt": opt, "acc": acc}

@@ -16,12 +16,15 @@ class Factor:
     """A node of a parameter tree that stands for one dense leaf.
 
     A subclass is made by `@register_factor`; its fields are arrays (floats, so that
-    autodiff passes), or marked `dataclasses.field(metadata={"static": True})`. It
+    autodiff passes; whole numbers only where nothing trains them, see
+    `core.gradient`), or marked `dataclasses.field(metadata={"static": True})`. It
     defines `materialize`, and `dot` where that is cheaper than the product with the
     dense leaf. It acts on the last two axes (I, J); leading axes are a batch.
 
     Attributes:
       closed: of a class: why no other transform may work on its arrays; empty: any may.
+      adaptable: of a class that is closed: whether an adapter may stand beside it,
+        which leaves its arrays as they are.
       layout: of a class: how its arrays are matrices, see `core.matrix.LAYOUTS`.
 
     Example:
@@ -38,6 +41,7 @@ class Factor:
     """
 
     closed: ClassVar[str] = ""
+    adaptable: ClassVar[bool] = False
     layout: ClassVar[str] = "dense"
 
     def materialize(self) -> jax.Array:
@@ -61,6 +65,12 @@ class Factor:
           NotImplementedError: Factor defines no materialize()
         """
         return dot(self.materialize(), x)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers it holds, of factors inside of it theirs."""
+        parts = jax.tree.leaves(self, is_leaf=lambda n: is_factor(n) and n is not self)
+        return sum(part.numbers if is_factor(part) else part.size for part in parts)
 
     @property
     def spec(self) -> jax.ShapeDtypeStruct:
@@ -174,6 +184,7 @@ def factorize(
     params: Tree,
     where: Callable[[Tree], Tree],
     *trees: Tree,
+    beside: bool = False,
 ) -> Tree:
     """Puts factors in the place of the chosen leaves.
 
@@ -184,6 +195,8 @@ def factorize(
       where: `core.tree.where(pattern)`, or any function from the tree to a tree of
         bools.
       *trees: further trees of the structure of `params` (a Fisher tree).
+      beside: whether `fit` keeps a factor whole, as the base of what it makes: one that
+        is closed but `adaptable` may then be chosen.
 
     Returns:
       The parameters, the leaves that were not chosen being the very same objects.
@@ -217,7 +230,7 @@ def factorize(
         raise ValueError(f"factorize: where chooses no leaf of:\n  {names}")
     for (path, node), yes in zip(found, chosen, strict=True):
         if yes:
-            _refuse_closed(path_name(path), node)
+            _refuse_closed(path_name(path), node, beside)
     rows = [_leaves(treedef, tree, index) for index, tree in enumerate(trees)]
 
     def one(path, node, yes, *others):
@@ -227,9 +240,9 @@ def factorize(
     return treedef.unflatten(map(one, paths, nodes, chosen, *rows))
 
 
-def _refuse_closed(name: str, node: Any) -> None:
+def _refuse_closed(name: str, node: Any, beside: bool) -> None:
     for part in jax.tree.leaves(node, is_leaf=_is_closed):
-        if _is_closed(part):
+        if _is_closed(part) and not (beside and part.adaptable):
             raise ValueError(f"{name} is closed: {part.closed}")
 
 

@@ -16,6 +16,7 @@ from splitjax.core.codec import (
     split_smooth,
 )
 from splitjax.core.cut import Cut, joined_metrics
+from splitjax.core.gradient import with_zeros
 from splitjax.core.keys import fold
 from splitjax.core.message import gradient_of, mask_of
 from splitjax.core.residuals import Residuals, Visit, restore, strip
@@ -147,14 +148,14 @@ class Split:
           train: whether dropout and the like are on.
           target: for the loss, at the last segment; None skips it.
         """
-        floats, rest = split_floats(m)
+        (floats, rest), (trained, codes) = split_floats(m), split_floats(params)
         last = index == len(self) - 1
         train = train and index >= self.frozen
 
-        def run(params, floats):
+        def run(trained, floats):
             x = self._decode(index, combine(floats, rest), links)
             y, new_state, aux = self.cut.segments[index].apply(
-                params, state, x, key=key, train=train
+                combine(trained, codes), state, x, key=key, train=train
             )
             loss = aux.pop("loss", jnp.float32(0))
             metrics = flat(aux)
@@ -173,12 +174,12 @@ class Split:
 
         # The raw input takes no gradient; frozen segments take none at all.
         if index < self.frozen:
-            out, aux = run(params, floats)
+            out, aux = run(trained, floats)
             pull = ()
         elif index == self.frozen:
-            out, pull, aux = jax.vjp(lambda p: run(p, floats), params, has_aux=True)
+            out, pull, aux = jax.vjp(lambda p: run(p, floats), trained, has_aux=True)
         else:
-            out, pull, aux = jax.vjp(run, params, floats, has_aux=True)
+            out, pull, aux = jax.vjp(run, trained, floats, has_aux=True)
         others, y, loss, new_state, metrics = aux
         if not last:
             y = combine(out[0], others)
@@ -203,14 +204,14 @@ class Split:
           weight: of this micro-batch in its step.
 
         Returns:
-          The gradient of the parameters, and of the message that arrived (floats only,
-          None elsewhere; () at the first segment that is trained).
+          The gradient of the parameters (`with_zeros`), and of the message that arrived
+          (floats only, None elsewhere; () at the first segment that is trained).
         """
         seed = jnp.float32(weight)
         if index < len(self) - 1:
             seed = (split_floats(gradient)[0], seed)
-        grads = restore(residuals, params)(seed)
-        return grads if len(grads) == 2 else (grads[0], ())
+        grads, *arrived = restore(residuals, params)(seed)
+        return with_zeros(grads, params), arrived[0] if arrived else ()
 
     def outlet(
         self, link: int, direction: str, m: Tree, end: Tree, ctx: Context

@@ -15,6 +15,7 @@ from splitjax.core.factor import (
     materialize,
     register_factor,
 )
+from splitjax.core.gradient import frozen_product
 from splitjax.core.keys import fold
 from splitjax.core.tree import Tree, is_float, path_name, spec_of
 
@@ -27,7 +28,7 @@ class Lora(Factor):
     well, see `only_adapters`.
 
     Attributes:
-      base: dense, or another factor; frozen.
+      base: dense, or another factor, as a `quantized.Quantized` (QLoRA); frozen.
       a: trained.
       b: trained, zeros at first.
       scale: alpha / R.
@@ -51,7 +52,7 @@ class Lora(Factor):
     def dot(self, x: jax.Array) -> jax.Array:
         """`x (..., I)` times the kernel: the adapter through its R dimensions."""
         low = dot(self.b, dot(self.a, x))
-        return dot(jax.lax.stop_gradient(self.base), x) + self.scale * low
+        return frozen_product(dot, self.base, x) + self.scale * low
 
 
 def fit(
@@ -133,7 +134,7 @@ def adapt(
     def one(kernel, own):
         return fit(kernel, own, rank=rank, alpha=alpha)
 
-    return factorize(one, params, where, keys)
+    return factorize(one, params, where, keys, beside=True)
 
 
 def merge(params: Tree) -> Tree:
@@ -217,7 +218,8 @@ def parameters(params: Tree) -> tuple[int, int]:
     specs = jax.tree.leaves(spec_of(params))
     chosen = jax.tree.leaves(adapters(params))
     trained = sum(s.size for s, yes in zip(specs, chosen, strict=True) if yes)
-    return trained, sum(spec.size for spec in specs)
+    nodes = jax.tree.leaves(params, is_leaf=is_factor)
+    return trained, sum(n.numbers if is_factor(n) else n.size for n in nodes)
 
 
 def _is_lora(node) -> bool:

@@ -9,7 +9,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from splitjax.core.factor import cast_floats
+from splitjax.core.gradient import value_and_grad
 from splitjax.core.tree import Tree
+from splitjax.optim.apply import apply_updates
 from splitjax.parallel.apart import GRADIENTS, PARAMETERS, STATE, apart, on_host
 from splitjax.parallel.rules import RULES, Placed, Rule, place, place_like
 from splitjax.parallel.scale import Scale
@@ -132,7 +134,7 @@ def make_trainer(
                 )
             return jax.lax.with_sharding_constraint(leaf, rows)
 
-        value, grads = jax.value_and_grad(loss)(params, jax.tree.map(spread, batch))
+        value, grads = value_and_grad(loss)(params, jax.tree.map(spread, batch))
         return value, _laid(grads, summed)
 
     def step(state, batch):
@@ -145,7 +147,7 @@ def make_trainer(
             opt = jax.tree.map(jax.device_put, opt, places.opt)
         with jax.numpy_dtype_promotion("standard"):  # for Optax, as in algorithms.split
             updates, opt = tx.update(grads, opt, basis)
-        basis = optax.apply_updates(basis, _laid(updates, master))
+        basis = apply_updates(basis, _laid(updates, master))
         params = cast_floats(basis, scale.dtype)
         return State(params, opt, None if state.master is None else basis), value
 

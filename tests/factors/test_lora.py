@@ -160,6 +160,22 @@ def test_a_factor_may_be_the_base(key):
     assert not is_factor(merged["w"]) and isinstance(merged["other"], Factor)
 
 
+def test_its_base_is_not_held_twice_between_the_passes():
+    """What the way forward keeps holds no kernel: they are all among the parameters."""
+    _, _, x = start()
+    made = cut(STAGES, after="layer_0/attention")
+    split = Split(made, (Link(chain(), chain()),), cross_entropy)
+    parts, state = made.partition(start()[1]), made.partition(STATE)
+    ends = split.init_links(parts, state, spec_of(x))
+    how = {"links": ends, "key": None, "train": True}
+    seen = jax.eval_shape(
+        lambda p: split.forward(0, p, state[0], x, **how).residuals, parts[0]
+    )
+    shapes = [leaf.shape for leaf in jax.tree.leaves(seen.leaves)]
+    assert parts[0]["layer_0/attention"]["query"]["kernel"].base.shape == (8, 8)
+    assert shapes and (8, 8) not in shapes
+
+
 def one_square(factor, x):
     return jnp.square(factor.dot(x)).sum()
 
