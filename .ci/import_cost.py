@@ -11,7 +11,7 @@ import sys
 
 RUNS = 5
 LIMIT_SECONDS = 0.5
-HEAVY = ("flax.nnx", "tensorflow", "tensorflow_datasets", "grpc", "torch")
+HEAVY = ("flax.nnx", "tensorflow", "tensorflow_datasets", "grpc", "qwix", "torch")
 
 
 def run(code: str) -> str:

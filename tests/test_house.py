@@ -27,10 +27,11 @@ ARROWS: dict[str, set[str]] = {}  # {"from": {"to"}}: siblings that may know eac
 AT_HOME = {  # loaded in one room only, and there inside a function
     "flax.nnx": "adapters",
     "grpc": "runtime",
+    "qwix": "factors",
     "tensorflow": "data",
     "tensorflow_datasets": "data",
 }
-NOT_IN_CORE = {"flax", "grpc", "tensorflow", "tensorflow_datasets"}
+NOT_IN_CORE = {"flax", "grpc", "qwix", "tensorflow", "tensorflow_datasets"}
 NOWHERE = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "torch"}
 MAY_PRINT: set[str] = set()  # files whose output is their purpose
 NAMELESS = {"utils", "util", "common", "base", "helpers", "misc"}

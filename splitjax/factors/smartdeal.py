@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from splitjax.core.factor import Factor, register_factor
+from splitjax.core.owners import owners
 from splitjax.core.precision import widened
 from splitjax.core.tree import is_float
 from splitjax.factors.nested import Nested
@@ -126,8 +127,9 @@ def fit(
     loop = {**LOOP, **loop}
     _check(theta, span, layout, prune, group, loop)
     if isinstance(kernel, Factor):
-        if any(map(_is_smartdeal, jax.tree.leaves(kernel, is_leaf=_is_smartdeal))):
-            raise ValueError(f"a {type(kernel).__name__}: {SmartDeal.closed}")
+        for factor in owners(kernel).values():
+            if factor.closed:
+                raise ValueError(f"a {type(kernel).__name__}: {factor.closed}")
         options = dict(theta=theta, span=span, prune=prune, group=group, **loop)
         return _nested(kernel, options)
     if not is_float(kernel):

@@ -12,6 +12,7 @@ from splitjax.core.factor import Factor
 from splitjax.core.precision import widened
 from splitjax.core.tree import Tree
 from splitjax.factors.power_of_two import is_power_of_two
+from splitjax.factors.quantized import Quantized
 from splitjax.factors.smartdeal import SmartDeal
 
 MAGIC = b"sd1"
@@ -96,6 +97,8 @@ def stored_bytes(params: Tree) -> int:
 def stored_numbers(params: Tree) -> int:
     """Numbers of parameters; of SmartDeal's codes, those that are not zero.
 
+    Of a quantized kernel they are as many as of the dense one, and its scales.
+
     Example:
       >>> from splitjax.factors.smartdeal import fit
       >>> factor = fit(jnp.eye(6, 2), theta=0.1, span=2)
@@ -108,9 +111,10 @@ def stored_numbers(params: Tree) -> int:
     def one(node):
         if isinstance(node, SmartDeal):
             return int(jnp.count_nonzero(node.codes)) + node.basis.size
-        return node.size
+        return node.numbers if isinstance(node, Quantized) else node.size
 
-    nodes = jax.tree.leaves(params, is_leaf=lambda n: isinstance(n, SmartDeal))
+    kinds = SmartDeal, Quantized
+    nodes = jax.tree.leaves(params, is_leaf=lambda n: isinstance(n, kinds))
     return sum(map(one, nodes))
 
 

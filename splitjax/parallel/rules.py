@@ -52,10 +52,14 @@ COLUMN = "query|key|value|wi|gate|expand/u|conv_1|block[0-9]+/0/conv|hidden_0"
 ROW = "attention/out|cross/out|wo|conv_2|block[0-9]+/1/conv|hidden_1"
 # The stages of `models.mlp` take turns.
 EVEN, ODD = r"dense_[0-9]*[02468]/dense", r"dense_[0-9]*[13579]/dense"
+QUANTIZED = "(base/)?(codes|scale)"
 RULES = (
     # Experts: their own leaves over "expert", each of them over "tensor" as a block is.
     Rule("(wi|gate)/kernel(/base)?", ("expert", None, "tensor")),
     Rule("wo/kernel(/base)?", ("expert", "tensor", None)),
+    Rule(f"(wi|gate)/kernel/{QUANTIZED}", ("expert", None, "tensor")),
+    Rule("wo/kernel/(base/)?codes", ("expert", "tensor", None)),
+    Rule("wo/kernel/(base/)?scale", ("expert", None, None)),
     Rule("(wi|gate)/kernel/[bu]", ("expert", None, "tensor")),
     Rule("wo/kernel/[av]", ("expert", "tensor", None)),
     Rule("(wi|gate|wo)/kernel/[avsbu]", ("expert", None, None)),
@@ -70,6 +74,9 @@ RULES = (
     # Matrices, dense or factors: `base` of a Lora, `a b` of a Product, `v s u`.
     Rule(f"({COLUMN}|{EVEN})/kernel(/base)?", (None, "tensor")),
     Rule(f"({COLUMN}|{EVEN})/kernel/[bu]", (None, "tensor")),
+    # A quantized one. Where rows are cut its scales are whole: they may be few.
+    Rule(f"({COLUMN}|{EVEN}|head/out)/kernel/{QUANTIZED}", (None, "tensor")),
+    Rule(f"({ROW}|{ODD})/kernel/(base/)?codes", ("tensor", None)),
     Rule(f"({COLUMN}|{EVEN})/bias", ("tensor",)),
     Rule(f"({ROW}|{ODD})/kernel(/base)?", ("tensor", None)),
     Rule(f"({ROW}|{ODD})/kernel/[av]", ("tensor", None)),

@@ -22,12 +22,14 @@ from splitjax.core.factor import (
     is_factor,
     materialize,
 )
+from splitjax.core.gradient import value_and_grad
 from splitjax.core.tree import is_float, path_name, where
 from splitjax.factors import lora
 from splitjax.factors.low_rank import low_rank
 from splitjax.factors.mpo_fit import mpo
 from splitjax.factors.mpo_plan import mpo_plan
 from splitjax.factors.product import Product
+from splitjax.factors.quantized import quantized_to
 from splitjax.factors.smartdeal import smartdeal
 from splitjax.factors.weighted import entries, rows
 from splitjax.models.dense import Dense
@@ -56,6 +58,7 @@ class Member:
       tolerance: how far `dot` may be from the product with the dense kernel, in parts
         of the largest entry: sums are taken in another order.
       still: names of fields that a gradient does not move.
+      codes: names of fields of whole numbers. It needs a reason beside the line.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Member:
     batch: bool = True
     tolerance: float = 1e-5
     still: tuple[str, ...] = ()
+    codes: tuple[str, ...] = ()
 
     def __str__(self):
         return self.name
@@ -83,6 +87,14 @@ def adapted(kernel, trained=True):
     return dataclasses.replace(factor, **ends) if trained else factor
 
 
+def beside(qtype):
+    """A trained adapter beside a quantized kernel, two blocks of rows to a column."""
+    return lambda kernel: dataclasses.replace(
+        adapted(kernel), base=quantized_to(qtype, block=4)(kernel)
+    )
+
+
+FROZEN, BASE = ("codes", "scale"), ("base/codes", "base/scale")
 FACTORS = [
     Member("low_rank", low_rank(2)),
     Member("low_rank, full", low_rank(OUT), exact=True),
@@ -96,6 +108,12 @@ FACTORS = [
     Member("lora, fresh", lambda k: adapted(k, False), exact=True, still=("base", "a")),
     Member("smartdeal", smartdeal(0.2, span=2)),
     Member("smartdeal of a product", lambda k: smartdeal(0.2, span=2)(two(k))),
+    # Bits have no gradient: nothing trains a quantized kernel.
+    Member("int8", quantized_to("int8", block=None), still=FROZEN, codes=FROZEN[:1]),
+    Member("int4", quantized_to("int4", block=4), still=FROZEN, codes=FROZEN[:1]),
+    Member("nf4", quantized_to("nf4", block=2), still=FROZEN, codes=FROZEN[:1]),
+    Member("e4m3", quantized_to("float8_e4m3fn"), still=FROZEN, codes=FROZEN[:1]),
+    Member("qlora", beside("nf4"), still=BASE, codes=BASE[:1]),
 ]
 law = pytest.mark.parametrize("member", FACTORS, ids=str)
 batched = pytest.mark.parametrize("member", [m for m in FACTORS if m.batch], ids=str)
@@ -117,7 +135,9 @@ def test_it_is_a_frozen_node_of_floats(member):
     factor = made(member)
     assert is_factor(factor)
     leaves, tree = jax.tree.flatten(factor)
-    assert leaves and all(is_float(leaf) for leaf in leaves)
+    found = jax.tree_util.tree_leaves_with_path(factor)
+    whole = tuple(path_name(path) for path, leaf in found if not is_float(leaf))
+    assert leaves and whole == member.codes
     assert isinstance(tree.unflatten(leaves), type(factor))
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(factor, dataclasses.fields(factor)[0].name, None)
@@ -131,7 +151,8 @@ def test_its_spec_is_that_of_the_kernel(member):
         spec = (kernel.shape, kernel.dtype)
         assert (factor.spec.shape, factor.spec.dtype) == spec
         assert (dense.shape, dense.dtype) == spec
-        assert all(leaf.dtype == kernel.dtype for leaf in jax.tree.leaves(factor))
+        floats = [leaf for leaf in jax.tree.leaves(factor) if is_float(leaf)]
+        assert floats and all(leaf.dtype == kernel.dtype for leaf in floats)
 
 
 @law
@@ -176,10 +197,14 @@ def test_a_gradient_reaches_every_array(member):
     """And is the same through `dot` and through the kernel."""
     factor, x = made(member), normal(4, 5, IN)
     target = normal(5, 5, OUT)
-    through = jax.grad(lambda f: jnp.square(dot(f, x) - target).mean())(factor)
-    dense = jax.grad(lambda f: jnp.square(x @ materialize(f) - target).mean())(factor)
+    loss = {
+        "dot": lambda f: jnp.square(dot(f, x) - target).mean(),
+        "dense": lambda f: jnp.square(x @ materialize(f) - target).mean(),
+    }
+    through, dense = (value_and_grad(one)(factor)[1] for one in loss.values())
     rows = jax.tree_util.tree_leaves_with_path(through)
     for (path, found), want in zip(rows, jax.tree.leaves(dense), strict=True):
+        assert found.dtype == want.dtype
         assert_near(found, want, 1e-4)
         moved = float(jnp.abs(found).max()) > 0
         assert moved == (path_name(path) not in member.still), path_name(path)

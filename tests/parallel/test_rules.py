@@ -15,6 +15,7 @@ from splitjax.factors.mpo_fit import fit as mpo_fit
 from splitjax.factors.mpo_fit import share
 from splitjax.factors.mpo_plan import mpo_plan
 from splitjax.factors.product import svd
+from splitjax.factors.quantized import fit as quantize
 from splitjax.factors.smartdeal import SmartDeal
 from splitjax.metrics.collectives import count_collectives
 from splitjax.models import bert, decoder, heads, mlp, moe, resnet, t5, vgg, vit
@@ -153,6 +154,8 @@ def test_factors_lie_as_the_kernels_they_stand_for(mesh):
         "low_rank": lambda w: low_rank_fit(w, 4),
         "lora": lambda w: lora_fit(w, key, rank=4),
         "mpo": lambda w: mpo_fit(w, mpo_plan(*w.shape, 3)),
+        "nf4": lambda w: quantize(w, "nf4", block=8),
+        "qlora": lambda w: lora_fit(quantize(w, "nf4", block=8), key, rank=4),
     }
     dense = {
         name: {"wi": {"kernel": kernel()}, "wo": {"kernel": kernel().T}}
@@ -173,6 +176,10 @@ def test_factors_lie_as_the_kernels_they_stand_for(mesh):
     assert found["low_rank/wo/kernel/s"] == found["low_rank/wi/kernel/s"] == P()
     assert found["lora/wi/kernel/base"] == P(None, "tensor")
     assert found["lora/wo/kernel/a"] == P("tensor")
+    for base in ("nf4/{}/kernel", "qlora/{}/kernel/base"):
+        wi, wo = base.format("wi"), base.format("wo")
+        assert found[f"{wi}/codes"] == found[f"{wi}/scale"] == P(None, "tensor")
+        assert found[f"{wo}/codes"] == P("tensor") and found[f"{wo}/scale"] == P()
     assert found["smartdeal/wi/kernel/codes"] == P("tensor")
     assert found["smartdeal/wi/kernel/basis"] == P("tensor")
     assert {s for k, s in found.items() if k.startswith("mpo/")} == {P()}
