@@ -190,6 +190,22 @@ def test_cores_and_codes_tell_what_they_hold(made, experiment, run, tmp_path):
     assert codes["value"] == compressing.score(run, new)["dev"]
 
 
+def test_a_quantized_model_has_its_numbers_in_fewer_bytes(
+    made, experiment, run, tmp_path
+):
+    """Half the bytes are enough for int8."""
+    given = dict(factors=("quantized",), trained=str(made[1] / "dense"))
+    one = dataclasses.replace(experiment, **given)
+    dense, small = compress(one, 0, tmp_path, progress=False)
+    size = sum(count * m * n for (m, n), (count, _) in KERNELS.items())
+    scales = sum(count * n for (_, n), (count, _) in KERNELS.items())  # one a column
+    assert small["bytes"] == dense["bytes"] - 4 * size + size + 4 * scales
+    assert small["parameters"] == dense["parameters"] + scales
+    assert 0 < small["error"] < 0.01 and small["flops"] >= dense["flops"]
+    new = fitted(one, made[2], None, "quantized", 0.5)
+    assert small["value"] == compressing.score(run, new)["dev"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tune", ["lrpet", "lrpet_rows"])
 def test_lrpet_ends_at_the_rank_it_began_with(tune, made, experiment, tmp_path):
@@ -282,6 +298,8 @@ def test_the_table_and_the_picture(made, tmp_path):
         (dict(codes=1.5), "codes=1.5: a share from 0 to 1"),
         (dict(codes=0.5, factors=("svd", "smartdeal")), "is coded already"),
         (dict(tune="factors", factors=("smartdeal",)), "Codes come last"),
+        (dict(tune="lrpet", factors=("quantized",)), "Codes come last"),
+        (dict(codes=0.5, factors=("quantized",)), "is coded already"),
         (dict(tune="lrpet", factors=("mpo",)), "product, and that makes cores"),
     ],
 )

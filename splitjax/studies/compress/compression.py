@@ -33,7 +33,8 @@ class Compression:
         ("svd", "fwsvd", "wsvd"), f"by what: some of {tuple(METHODS)}"
     )
     shares: tuple[float, ...] = option(
-        (0.7, 0.5, 0.3), "parts of the matrices' numbers that are kept"
+        (0.7, 0.5, 0.3),
+        "parts of the matrices' numbers that are kept; of 'quantized' of their bytes",
     )
     where: str = option(r"layer_\d+/.*/kernel", "which matrices, by their path")
     solver: str = option("als", f"of wsvd: one of {SOLVERS}")
@@ -193,7 +194,9 @@ def costs(model: Segment, params: Tree, state: Tree, x: Tree, count: int) -> Row
     """Numbers, bytes as they are stored, and operations of a forward pass.
 
     SmartDeal's codes count as `smartdeal_pack` has them: packed bytes, and numbers that
-    are not zero; its operations those of the program here, which rebuilds a kernel.
+    are not zero; its operations those of the program here, which rebuilds a kernel. One
+    that is quantized has the numbers of the dense one and its scales, and the bytes of
+    codes and scales.
 
     Args:
       model: all of it.

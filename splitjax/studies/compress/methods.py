@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from splitjax.core.factor import factorize, materialize
 from splitjax.core.tree import Tree, where
-from splitjax.factors import mpo_fit
+from splitjax.factors import mpo_fit, quantized
 from splitjax.factors.mpo_plan import plan_keeping
 from splitjax.factors.product import rank_keeping, svd
 from splitjax.factors.rescue import rescued
@@ -84,6 +84,11 @@ def _smartdeal(_: Options, share: float) -> Fit:
     return lambda kernel, _: encode(kernel)
 
 
+def _quantized(_: Options, share: float) -> Fit:
+    encode = quantized.keeping(share)
+    return lambda kernel, _: encode(kernel)
+
+
 # A factor joins the table by a line here; each must run through tests/laws/test_factor.
 METHODS = {
     "svd": Method(_svd),
@@ -92,6 +97,7 @@ METHODS = {
     "rescue": Method(_rescue, weighted=True),
     "mpo": Method(_mpo, form="cores"),
     "smartdeal": Method(_smartdeal, form="codes"),
+    "quantized": Method(_quantized, form="codes"),
 }
 
 
@@ -110,7 +116,8 @@ def fitted(
       weights: the Fisher, or None where the method reads none.
       factor: a name of `METHODS`.
       share: of the numbers of each matrix that is kept: of a product or an MPO the
-        numbers of its arrays, of SmartDeal's codes those that are not zero.
+        numbers of its arrays, of SmartDeal's codes those that are not zero; of what is
+        quantized the bytes, whose numbers are as many as before.
     """
     method = METHODS[factor]
     fit, choose = method.fit(options, share), where(options.where)
