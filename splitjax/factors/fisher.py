@@ -1,6 +1,5 @@
 """How much the entries of a kernel matter: the diagonal empirical Fisher."""
 
-import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -76,19 +75,21 @@ def fisher(
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: one example at least is held at once")
 
-    def of_chosen(some, example):
-        some = iter(some)
-        whole = [
-            next(some) if yes else leaf
-            for leaf, yes in zip(leaves, chosen, strict=True)
-        ]
-        return loss(treedef.unflatten(whole), example)
+    # All are arguments: a leaf that a program closes over is compiled into it.
+    @jax.jit
+    def program(some, others, examples, valid):
+        def of_chosen(some, example):
+            some, rest = iter(some), iter(others)
+            whole = [next(some) if yes else next(rest) for yes in chosen]
+            return loss(treedef.unflatten(whole), example)
+
+        return squares(of_chosen, some, examples, valid, rows=rows, chunk=chunk)
 
     some = [leaf for leaf, yes in zip(leaves, chosen, strict=True) if yes]
-    program = jax.jit(functools.partial(squares, of_chosen, rows=rows, chunk=chunk))
+    others = [leaf for leaf, yes in zip(leaves, chosen, strict=True) if not yes]
     total, count = None, 0
     for examples, valid in batches:
-        more = program(some, examples, valid)
+        more = program(some, others, examples, valid)
         total = more if total is None else jax.tree.map(jnp.add, total, more)
         count += int(valid.sum())
     if total is None or not count:

@@ -146,6 +146,21 @@ def softmax_loss(params, example):
     return -jax.nn.log_softmax(logits)[example["y"]]
 
 
+def test_f8_what_is_not_chosen_is_not_compiled_into_the_program():
+    """A closed-over embedding of a language model would be a constant of 100 MB."""
+    seen = []
+
+    def loss(params, x):
+        seen.append(isinstance(params["still"], jax.core.Tracer))
+        return (params["w"] * params["still"] * x).sum()
+
+    params = {"still": jnp.full(2, 2.0), "w": jnp.ones(2)}
+    batches = [(jnp.ones((1, 2)), jnp.array([True]))]
+    found = fisher(loss, params, batches, where=where("w"))
+    assert found["still"] is None and found["w"].tolist() == [4.0, 4.0]
+    assert seen and all(seen)
+
+
 @pytest.mark.parametrize("sums", [False, True])
 def test_f8_the_fisher_is_of_each_example(sums):
     """Against softmax regression, where dL/dW = x (p - y)', in two odd batches."""
