@@ -62,8 +62,8 @@ class Refused(RuntimeError):
 
     Attributes:
       code: "version", "config", "facts", "slot", "run", "stale", "busy", "digest",
-        "order", "ids", "replay", "full", "storage", "closing", "failed", or the name
-        of a `FrameError`.
+        "order", "ids", "labels", "replay", "full", "storage", "closing", "failed", or
+        the name of a `FrameError`.
     """
 
     def __init__(self, code: str, text: str):

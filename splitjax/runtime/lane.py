@@ -33,6 +33,7 @@ class Made(NamedTuple):
       slot: what the cloud holds for the edge, at first.
       check: `(batch specs) -> None` raises a `WrongSchema` for shapes that no edge of
         this run has any business to send.
+      check_labels: `(target) -> None` raises a ValueError for labels that it has not.
       examples: how many there are, for codecs that remember them; None: any number.
       mapped: see `storage.rows`.
     """
@@ -45,6 +46,7 @@ class Made(NamedTuple):
     shared: Tree
     slot: Tree
     check: Callable[[Tree], None]
+    check_labels: Callable[[Tree], None]
     examples: int | None = None
     mapped: bool = False
 
@@ -154,7 +156,7 @@ class Lane:
 
         Raises:
           FrameError: for a frame that is not what it must be.
-          Refused: for ids of examples that cannot be.
+          Refused: for ids or labels of examples that cannot be.
         """
         at = self._at(tick)
 
@@ -163,6 +165,11 @@ class Lane:
 
         exchange, batch = self._matching(found, self.shapes.train(), data)
         message = frame.read(exchange.up, data, check_finite=True)[1]
+        if "target" in message:
+            try:
+                self.made.check_labels(message["target"])
+            except ValueError as error:
+                raise Refused("labels", str(error)) from error
         like = self._programs.remembered(*self._specs, batch)[1]
         if hop == 0 and self.memories:
             try:

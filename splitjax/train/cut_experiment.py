@@ -247,3 +247,7 @@ class CutExperiment(SecondOrder, Scaled):
             and target["n_valid"].shape == batch["weight"].shape == ()
         ):
             raise ValueError(f"a target is y {shape} and n_valid: {target!s:.200}")
+
+    def label_range(self, facts: dict) -> tuple[int, int]:
+        """See `Experiment.label_range`."""
+        return 0, facts["classes"]

@@ -5,13 +5,13 @@ import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
-import jax
 import optax
 
 from splitjax.core.algorithm import Algorithm
 from splitjax.core.split import Split
-from splitjax.core.tree import Tree, path_name
+from splitjax.core.tree import Tree
 from splitjax.optim.clip import clip_by_global_norm
+from splitjax.optim.decay import decayed
 from splitjax.parallel.mesh import make_cloud_mesh
 from splitjax.parallel.piped import piped
 from splitjax.parallel.spread import spread
@@ -187,6 +187,15 @@ class Experiment:
     def check_batch(self, batch: Tree) -> None:
         """Raises a ValueError for specs of a batch that this experiment has not."""
 
+    def label_range(self, facts: dict) -> tuple[int, int]:
+        """The least class, and the first that is too large; alike where none are.
+
+        Args:
+          facts: which have passed `check_facts`.
+        """
+        del facts
+        return 0, 0
+
     def validate(self) -> None:
         """Raises a ValueError for options that make no sense."""
         check(self.mode, "mode", ("split", "unsplit", "processes"))
@@ -279,22 +288,3 @@ class Experiment:
         fields["learning_rate"] = self._peak()
         kept = {k: v for k, v in fields.items() if k not in free}
         return {"experiment": type(self).__name__, **kept, "seed": seed}
-
-
-def decayed(params: Tree) -> Tree:
-    """Which leaves weight decay is for: kernels and embeddings, not biases and norms.
-
-    A relative position bias is a constant here and stays as it is.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> decayed({"wi": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}})
-      {'wi': {'bias': False, 'kernel': True}}
-    """
-
-    def one(path, leaf):
-        name = path_name(path)  # the biases of experts are stacked: (E, J)
-        is_bias = "relative_bias" in name or f"/{name}".endswith("/bias")
-        return leaf.ndim > 1 and not is_bias
-
-    return jax.tree_util.tree_map_with_path(one, params)

@@ -176,6 +176,11 @@ class NextToken(ExpertOptions):
             )
         self.check_target(batch, self.window)
 
+    def label_range(self, facts: dict) -> tuple[int, int]:
+        """Symbols, and -1 where nothing is predicted."""
+        del facts
+        return -1, read_config(folder_of(self.model), tied=self.tied).vocab
+
     def _given(self, config: DecoderConfig, key: jax.Array) -> Tree:
         """Pretrained parameters, by stage name; experts are copies of the blocks."""
         return self.upcycled(read_params(folder_of(self.model), config), config, key)

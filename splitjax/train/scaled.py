@@ -13,11 +13,12 @@ from splitjax.core.factor import cast_floats
 from splitjax.core.keys import fold
 from splitjax.core.stage import Stage
 from splitjax.core.tree import Tree
+from splitjax.optim.decay import decayed
 from splitjax.optim.mixed_precision import mixed_precision
 from splitjax.parallel.mesh import make_cloud_mesh, parse
 from splitjax.parallel.scale import PRECISIONS, Scale, checkpointed
 from splitjax.parallel.spread import spread
-from splitjax.train.experiment import Experiment, Parts, check, decayed, option
+from splitjax.train.experiment import Experiment, Parts, check, option
 
 RECOMPUTE = ("none", "dots", "full")  # of `Scale.checkpoint`; others name stages
 

@@ -1,9 +1,11 @@
 """The cloud of an experiment: what it builds for an edge that says hello."""
 
+import functools
 import json
 from typing import Any
 
 import jax
+import numpy as np
 
 from splitjax.core.tree import Tree, spec_of
 from splitjax.runtime.cloud import Build, Plan
@@ -37,6 +39,28 @@ def agreed(experiment: Experiment, seed: int) -> dict[str, Any]:
     """
     config = json.loads(json.dumps(experiment.identity(seed)))
     return {name: v for name, v in config.items() if name not in OF_THE_HOST}
+
+
+def check_labels(within: tuple[int, int], target: dict[str, Any]) -> None:
+    """Raises a ValueError for labels that no data has; their specs were checked before.
+
+    Args:
+      within: see `Experiment.label_range`.
+      target: what an edge sends beside its message.
+
+    Example:
+      >>> check_labels((0, 2), {"y": np.array([0, 3]), "n_valid": 2})
+      Traceback (most recent call last):
+      ...
+      ValueError: labels from 0 to 3: they are from 0 to 1
+    """
+    (low, high), y, count = within, np.asarray(target["y"]), int(target["n_valid"])
+    if not 0 <= count <= len(y):
+        raise ValueError(f"n_valid is {count}, of {len(y)} examples")
+    if low < high and ((y < low) | (y >= high)).any():
+        raise ValueError(
+            f"labels from {y.min()} to {y.max()}: they are from {low} to {high - 1}"
+        )
 
 
 def build(experiment: Experiment) -> Build:
@@ -78,6 +102,7 @@ def build(experiment: Experiment) -> Build:
     def make(seed: int, facts: dict, x: Tree, number: int) -> Made:
         parts = experiment.model_parts(seed, facts, x)
         algorithm = experiment.cloud_algorithm(parts)
+        labels = experiment.label_range(facts)
         edge, shared, slot = algorithm.init(parts.params, parts.state, x)
         owners = parts.split.cut.owners
         return Made(
@@ -89,6 +114,7 @@ def build(experiment: Experiment) -> Build:
             shared=shared,
             slot=slot,
             check=check,
+            check_labels=functools.partial(check_labels, labels),
             examples=parts.examples,
             mapped=getattr(experiment, "map_rows", False),
         )

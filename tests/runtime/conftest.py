@@ -99,6 +99,7 @@ class Model:
             shared,
             slot,
             check,
+            check_labels,
             EXAMPLES,
         )
 
@@ -132,6 +133,11 @@ def check(spec) -> None:
     x = spec["x"]
     if getattr(x, "shape", None) != (ROWS, 6) or x.dtype != np.float32:
         raise WrongSchema(f"x is float32 ({ROWS}, 6), not {x}")
+
+
+def check_labels(target) -> None:
+    if not 0 <= int(target["n_valid"]) <= ROWS:
+        raise ValueError(f"n_valid is {target['n_valid']}, of {ROWS} examples")
 
 
 def build(model: Model):

@@ -190,6 +190,11 @@ def fill(kind, value):
     return change
 
 
+def too_many(tree):
+    """More examples than there are."""
+    tree["target"]["n_valid"][...] = 99
+
+
 def seal(body):
     """Adds the digest that an attacker can compute as well as we can."""
     return body + hashlib.blake2b(body, digest_size=frame.DIGEST_BYTES).digest()
@@ -261,6 +266,7 @@ ATTACKS = {
     "infinity": (lambda w: w.frame(change=fill(np.float32, np.inf)), "NonFinite"),
     "nan as a scale": (lambda w: w.frame(change=fill(BF16, np.nan)), "NonFinite"),
     "infinity as a scale": (lambda w: w.frame(change=fill(BF16, -np.inf)), "NonFinite"),
+    "labels that are not": (lambda w: w.frame(change=too_many), "labels"),
     "other run": (lambda w: w.frame(run=w.slot.lane.run ^ 1), "run"),
     "other slot": (lambda w: w.frame(slot=1), "run"),
     "huge slot": (lambda w: w.frame(slot=2**32 - 1), "run"),

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from splitjax.train.experiment import Experiment, decayed
+from splitjax.optim.decay import decayed
+from splitjax.train.experiment import Experiment
 from splitjax.train.finetune import Finetune
 
 

@@ -6,7 +6,9 @@ import pytest
 
 from splitjax.runtime.control import Refused
 from splitjax.runtime.schema import Schema, WrongSchema
-from splitjax.train.serve import agreed, build
+from splitjax.train.experiment import Experiment
+from splitjax.train.next_token import NextToken
+from splitjax.train.serve import agreed, build, check_labels
 
 FACTS = {"classes": 2, "pairs": False, "steps_per_epoch": 3}
 
@@ -30,6 +32,23 @@ def test_the_same_config_is_built(options):
     assert set(made.weights["params"]) == {"0"}
     with pytest.raises(WrongSchema):
         made.check({"x": {"ids": jax.ShapeDtypeStruct((8, 9), np.int32)}})
+    made.check_labels({"y": np.array([0, 1]), "n_valid": np.int32(2)})
+    with pytest.raises(ValueError, match="from -1 to 1: they are from 0 to 1"):
+        made.check_labels({"y": np.array([1, -1]), "n_valid": np.int32(2)})
+
+
+def test_values_are_not_classes_and_symbols_have_a_blank(options, tiny_decoder):
+    """What is scored by its distance may be any number; counts are always checked."""
+    none = Experiment().label_range({})
+    check_labels(none, {"y": np.array([-7.5]), "n_valid": np.int32(1)})
+    with pytest.raises(ValueError, match="n_valid is 2, of 1"):
+        check_labels(none, {"y": np.array([0.0]), "n_valid": np.int32(2)})
+    assert options().label_range({**FACTS, "classes": 0}) == none
+    text = NextToken(model=str(tiny_decoder()), task="any")
+    symbols = text.label_range({"steps_per_epoch": 1})
+    assert symbols == (-1, 17)
+    with pytest.raises(ValueError, match="from -1 to 16"):
+        check_labels(symbols, {"y": np.array([[17, -1]]), "n_valid": np.int32(1)})
 
 
 def test_data_may_lie_elsewhere_on_each_host(options):
