@@ -13,10 +13,11 @@ import numpy as np
 
 from splitjax.core.job import Disagreement, at_each, at_first, gather
 from splitjax.core.tree import Tree, flat
+from splitjax.storage.differences import kinds, unlike
 from splitjax.storage.shared import make_shared
 from splitjax.storage.whole import settle, whole
 
-CONFIG = "config.json"
+CONFIG, LEAVES = "config.json", "leaves.json"
 # Orbax tells its operations apart by a number of the process: of two threads that save
 # at once, one may wait for the other's folder. Several slots of a cloud do that.
 ONE_AT_A_TIME = threading.Lock()
@@ -66,7 +67,7 @@ class Checkpoints:
         first, *others = gather("the config of a run", config)
         for number, other in enumerate(others, 1):
             here, there = "in process 0", f"in process {number}"
-            if rows := _unlike(first, other, here, there):
+            if rows := unlike(first, other, here, there):
                 raise CheckpointError(
                     f"the processes of a job have unlike configs ({'; '.join(rows)}): "
                     "start all with the same options"
@@ -91,7 +92,7 @@ class Checkpoints:
                 f"{path} is no JSON ({error}): put a copy of it back, or take another "
                 "--workdir"
             ) from error
-        if rows := _unlike(found, config, "there", "now"):
+        if rows := unlike(found, config, "there", "now"):
             raise CheckpointError(
                 f"{self.folder} holds a run of another config ({'; '.join(rows)}). "
                 "Take another --workdir, or the same config."
@@ -127,6 +128,8 @@ class Checkpoints:
 
         def finish() -> None:
             text = json.dumps(facts).encode()
+            with whole(folder / LEAVES, mode=0o666) as file:
+                file.write(json.dumps(kinds(tree)).encode())
             for path in (*folder.rglob("*"), folder.parent, self.folder):
                 settle(path)
             with whole(folder / "facts.json", mode=0o666) as file:
@@ -141,26 +144,39 @@ class Checkpoints:
         at_first(at, finish, CheckpointError)
 
     def restore(self, like: Tree, step: int | None = None) -> tuple[Tree, dict]:
-        """Loads a tree of the structure, shapes and dtypes of `like`, and the facts.
+        """Loads a tree of the names, shapes and dtypes of `like`, and the facts.
 
         An array lies where that of `like` does, and is as free as it to go elsewhere.
 
         Raises:
-          CheckpointError: when there is none, or another process of the job cannot
-            read it. That job must end: Orbax counts operations, and now unlike ones.
+          CheckpointError: when there is none, or one of another tree; or when another
+            process of the job cannot read it. That job must end: Orbax counts
+            operations, and now unlike ones.
         """
         step = self.latest() if step is None else step
         at = f"the restoring of step {step}"
         _agree(at, like)
         if step is None:
             raise CheckpointError(f"no checkpoint in {self.folder}")
-        path = str(self.folder / "checkpoints" / str(step) / "tree")
+        folder = self.folder / "checkpoints" / str(step)
+        self._same(folder, like)
+        path = str(folder / "tree")
         leaves, treedef = jax.tree.flatten(like)
         wanted = _abstract(leaves)
         loaded: Any = at_each(at, lambda: _load(path, wanted), CheckpointError)
         pairs = enumerate(leaves)
         tree = treedef.unflatten([_as_free(loaded[str(i)], leaf) for i, leaf in pairs])
         return tree, self.facts(step)
+
+    def _same(self, folder: pathlib.Path, like: Tree) -> None:
+        # Arrays are saved by number: of another tree they could fit in a wrong place.
+        path = folder / LEAVES  # of an older version there is none
+        found = json.loads(path.read_text()) if path.exists() else kinds(like)
+        if rows := unlike(found, kinds(like), "there", "now"):
+            raise CheckpointError(
+                f"{folder} is of another tree, which differs in {len(rows)} leaves "
+                f"({'; '.join(rows[:3])}): restore it into what was saved"
+            )
 
     def facts(self, step: int) -> dict:
         """The facts of a checkpoint, without its tree."""
@@ -230,7 +246,7 @@ def _agree(at: str, tree: Tree, *, values: bool = False) -> None:
 
     first, *others = gather(at, {name: told(leaf) for name, leaf in flat(tree).items()})
     for number, other in enumerate(others, 1):
-        if rows := _unlike(first, other, "in process 0", f"in process {number}"):
+        if rows := unlike(first, other, "in process 0", f"in process {number}"):
             raise Disagreement(
                 f"the processes of a job come to {at} with trees that differ in "
                 f"{len(rows)} leaves, as {rows[0]}: what each has for itself must be "
@@ -270,16 +286,3 @@ def _abstract(leaves: list) -> Any:
         )
         for i, leaf in enumerate(leaves)
     }
-
-
-def _unlike(one: dict, other: dict, here: str, there: str) -> list[str]:
-    """The names whose values differ, with the values; a default may be left out."""
-
-    def shown(tree: dict, name: str) -> str:
-        return repr(tree[name]) if name in tree else "nothing"
-
-    return [
-        f"{name}: {shown(one, name)} {here}, {shown(other, name)} {there}"
-        for name in sorted({*one, *other})
-        if one.get(name) != other.get(name)
-    ]
