@@ -190,6 +190,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.markexpr == "not slow":
         quick = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         jax.config.update("jax_disable_most_optimizations", quick not in ("0", "false"))
+        if quick not in ("0", "false"):
+            # Half of the time of compiling, where LLVM does not optimize; else twice.
+            flags = os.environ.get("XLA_FLAGS", "")
+            os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
