@@ -98,8 +98,8 @@ def wsvd(
       Factors of the kernel's dtype, balanced, and what was found.
 
     Raises:
-      ValueError: see `fwsvd`; for a method or start that there is not, or restarts
-        without a key.
+      ValueError: see `fwsvd`; for a method or start that there is not, restarts
+        without a key, or iterations below 0.
 
     Example:
       >>> w = jax.random.normal(jax.random.key(0), (4, 3))
@@ -120,6 +120,8 @@ def wsvd(
             raise ValueError(f"{name}={value!r}: it must be one of {tuple(known)}")
     if restarts < 1 or (restarts > 1 and key is None):
         raise ValueError(f"restarts={restarts}: 1, or more with a key for the others")
+    if (count := options.get("iterations", 0)) < 0:
+        raise ValueError(f"iterations={count}: of the solver, 0 or more")
     dense = matrix(kernel, rank)
     if dense.ndim != 2:
         raise ValueError(f"wsvd takes one kernel (I, J); this one is {dense.shape}")

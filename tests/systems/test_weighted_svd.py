@@ -469,6 +469,8 @@ def test_bad_wishes_are_told():
         wsvd(kernel, HEAVY, R, start="best")
     with pytest.raises(ValueError, match="restarts=2.*key"):
         wsvd(kernel, HEAVY, R, restarts=2)
+    with pytest.raises(ValueError, match="iterations=-1.*0 or more"):
+        wsvd(kernel, HEAVY, R, iterations=-1)
     with pytest.raises(ValueError, match="one kernel"):
         wsvd(kernel[None], HEAVY[None], R)
     with pytest.raises(ValueError, match="one valid example"):
