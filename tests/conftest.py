@@ -3,9 +3,10 @@
 * Arrays of unlike rank or dtype do not mix silently, and warnings are errors
   (pyproject.toml), so that a slip shows where it is made.
 * Eight CPU devices stand in for a mesh. Each xdist worker keeps to its own cores.
-* Compiled programs are kept between runs in the user's cache folder. Fast tests run a
-  program once or twice, so LLVM does not optimize what they compile, nor in processes
-  that they start; JAX_DISABLE_MOST_OPTIMIZATIONS=0 has it do so, as in slow tests.
+* Compiled programs are kept between runs in the user's cache folder. Tests run a
+  program once or twice, so LLVM does not optimize what they compile with `-m`, nor in
+  processes that they start; JAX_DISABLE_MOST_OPTIMIZATIONS=0 has it do so, as `make
+  exact` does.
 * Sockets reach only this machine. `.ci/offline` does the same for native code.
 * `@pytest.mark.real("minilm", ...)` or `need_data("minilm")` skips when an archive is
   not cached, and fails where SPLITJAX_REQUIRE_DATA names it (or is 1: all).
@@ -187,7 +188,7 @@ def tiny_task(tmp_path_factory) -> pathlib.Path:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Sets how programs are compiled, before the first one is."""
-    if config.option.markexpr == "not slow":
+    if config.option.markexpr in ("slow", "not slow"):
         quick = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         jax.config.update("jax_disable_most_optimizations", quick not in ("0", "false"))
         if quick not in ("0", "false"):

@@ -20,6 +20,8 @@ WIDTHS = [8, 8, 8, 1]
 PLACES = ["dense_0", "dense_1", "dense_2", "head"]
 CUTS = [places for n in (1, 2) for places in itertools.combinations(PLACES, n)]
 CUTS += [tuple(PLACES[:3]), tuple(PLACES)]
+# As users compile: without, equal operations are fused otherwise in another program.
+AS_USERS = {"xla_cpu_use_fusion_emitters": True}
 
 
 def model(kind, **kwargs):
@@ -46,7 +48,8 @@ def whole(stages, x, target, key, train=True):
         y, new, _ = joined.apply(params, state, x, key=key, train=train)
         return loss(y, target)[0], new
 
-    (value, new), grads = jax.jit(jax.value_and_grad(run, has_aux=True))(params)
+    step = jax.value_and_grad(run, has_aux=True)
+    (value, new), grads = jax.jit(step, compiler_options=AS_USERS)(params)
     return params, state, value, grads, new
 
 
@@ -56,7 +59,10 @@ def parted(stages, places, x, target, key, links=None):
     split = Split(made, links or (IDENTITY,) * len(places), loss)
     params, state = split.init(jax.random.key(1), spec_of(x))
     ends = split.init_links(params, state, spec_of(x))
-    run = jax.jit(lambda p, s, e, k: split.value_and_grad(p, s, e, x, target, key=k))
+    run = jax.jit(
+        lambda p, s, e, k: split.value_and_grad(p, s, e, x, target, key=k),
+        compiler_options=AS_USERS,
+    )
     (value, extra), grads = run(params, state, ends, key)
     return made.merge(params), value, made.merge(grads), made.merge(extra["state"])
 
