@@ -21,6 +21,8 @@ from splitjax.models.t5 import decoder_embed, head, t5
 from splitjax.models.t5_config import T5Config, from_json, to_json
 
 FORMS = ("t5", "t5_gated")
+# Of logits up to 3.4: a CPU of narrower vectors adds up in another order, off by 2.8e-5.
+ATOL = 5e-5
 
 
 @functools.cache
@@ -57,7 +59,7 @@ def model(request, reference, key):
 def test_logits_are_those_of_the_original(model):
     config, stages, params, x, real, logits, _ = model
     assert config.tied == config.scaled != config.gated
-    np.testing.assert_allclose(run(stages, params, x)[real], logits[real], atol=2e-5)
+    np.testing.assert_allclose(run(stages, params, x)[real], logits[real], atol=ATOL)
 
 
 def test_a_folder_is_written_back_to_the_bit(model, tmp_path):
@@ -80,7 +82,7 @@ def test_a_cut_between_the_stacks_needs_a_copy_of_the_table(model, key):
     assert made.segments[1].stages[0].name == "decoder/embed"
     for part, own in zip(made.segments, made.partition(params), strict=True):
         x = run(part.stages, own, x)
-    np.testing.assert_allclose(x[real], logits[real], atol=2e-5)
+    np.testing.assert_allclose(x[real], logits[real], atol=ATOL)
 
 
 @pytest.mark.parametrize("model", ["t5_gated"], indirect=True)
@@ -91,7 +93,7 @@ def test_kernels_may_be_factors_and_tables_of_positions_stay(model):
     new = factorize(exact, params, where(".*/kernel|.*/word/embedding"))
 
     assert isinstance(new["decoder/layer_0/cross"]["key"]["kernel"], LowRank)
-    np.testing.assert_allclose(run(stages, new, x)[real], logits[real], atol=2e-5)
+    np.testing.assert_allclose(run(stages, new, x)[real], logits[real], atol=ATOL)
     assert sum(jax.tree.leaves(where(FROZEN)(new))) == 5
 
 
