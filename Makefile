@@ -37,13 +37,13 @@ demo: $(STAMP)  ## MiniLM cut into two processes, and un-split (SMALL=1: 20 step
 test: $(STAMP)  ## the fast tests
 	$(PYTEST) -m 'not slow' $(TESTS)
 
-# `make test` compiles quickly (tests/conftest.py); these hold as users compile, too.
+# The others compile quickly (tests/conftest.py); these hold as users compile, too.
 EXACT = laws/test_algorithm.py runtime/test_edge.py
 exact: $(STAMP)  ## the tests of equality, compiled with every optimization
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m 'not slow' $(addprefix tests/,$(EXACT))
 
 slow: $(STAMP)  ## the slow tests
-	$(PYTEST) -m slow $(TESTS)
+	$(PYTEST) -m slow --durations=20 $(TESTS)
 
 doctest: $(STAMP)  ## every example in a docstring
 	$(PYTEST) --doctest-modules splitjax
