@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS)
 
 DEMO = --config=configs/sft_stsb.py --config.mode=processes --config.compare=True \
-	--config.fit_steps=0
+	--config.fit_steps=0 --config.score_on="('dev',)"
 ifdef SMALL
 DEMO += --config.steps=20
 endif

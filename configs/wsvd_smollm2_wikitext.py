@@ -2,7 +2,7 @@
 
 Paper: FWSVD (arXiv 2207.00112), TFWSVD (arXiv 2211.09718), neither on this model
 Run: python -m experiments.compress_language --config=configs/wsvd_smollm2_wikitext.py
-Expect: on the first 16,384 tokens of WikiText-2's test split (2026-11-30, no seed), with
+Expect: on the first 16,384 tokens of WikiText-2's test split (2026-11-30), with
   shares=(0.9,0.8), factors=('svd','fwsvd'): perplexity 22.73 dense; at 90 % SVD
   273,056, FWSVD 974.1; at 80 % 299,761 and 4,784. No rank of so many numbers serves
   without training on (tune), which is not measured, as element-wise weights and 70 %

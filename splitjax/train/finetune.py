@@ -40,7 +40,7 @@ class Finetune(FinetuneOptions):
         train = self.batches(table, head, seed)
         evals = {
             name: self.batches(self._table(name, table.classes), head, seed)
-            for name in self._about(table.classes).splits
+            for name in self.score_on or self.splits()
         }
         first = next(iter(train.epoch(0, micro=self.micro)))[0]
         facts = {

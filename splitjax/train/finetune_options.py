@@ -8,7 +8,7 @@ import numpy as np
 from splitjax.core.tree import Tree
 from splitjax.train.cut_experiment import CutExperiment, check_fused
 from splitjax.train.experiment import check, option
-from splitjax.train.task import HEADS
+from splitjax.train.task import HEADS, task
 
 
 @dataclasses.dataclass
@@ -24,6 +24,9 @@ class FinetuneOptions(CutExperiment):
     pool: str = option("cls", "of a one-text head: 'cls', 'pooler' or 'mean'")
     max_length: int = option(128, "tokens of a text at most; longer ones are cut off")
     data_dir: str = option("", "a folder of GLUE's TSV files, where not the default")
+    score_on: tuple[str, ...] = option(
+        (), "data splits to score on, as ('dev',); (): all that the task has"
+    )
     fused: str = option(
         "",
         "layers compute by splitjax.kernels: 'xla', or 'auto' (Pallas off the CPU; no "
@@ -50,6 +53,7 @@ class FinetuneOptions(CutExperiment):
     )
     backward: str = option("", "of gradients, likewise, instead of backward_bits")
 
+    WATCHING: ClassVar[tuple[str, ...]] = (*CutExperiment.WATCHING, "score_on")
     OF_THE_CUT: ClassVar[tuple[str, ...]] = (
         *CutExperiment.OF_THE_CUT,
         *("squeeze", "layer", "rank", "skip", "keep_skip", "bridge", "grid", "ragged"),
@@ -60,6 +64,8 @@ class FinetuneOptions(CutExperiment):
         """Raises a ValueError for options that make no sense."""
         super().validate()
         check(self.bridge, "bridge", ("svd", "pca"))
+        for name in self.score_on:
+            check(name, "score_on", self.splits())
         check_fused(self.fused, self.mesh)
         if self.layers < 0:
             raise ValueError(f"layers={self.layers}: 1 or more, or 0 for all of them")
@@ -76,6 +82,10 @@ class FinetuneOptions(CutExperiment):
             raise ValueError(
                 "a split run needs a place to cut: squeeze=True, or after=('layer_2',)"
             )
+
+    def splits(self) -> tuple[str, ...]:
+        """The data splits that the task can be scored on."""
+        return task(self.task, 0).splits
 
     def identity(self, seed: int) -> dict:
         """What decides the numbers of one run; a model as it is needs no word."""

@@ -51,8 +51,9 @@ def test_tasks_are_merged_and_each_keeps_logits_of_its_own(options):
     assert set(parts.evals[options().tasks[1]].encoded.label) == {2, 3}
     types = parts.train.encoded.types
     assert not np.concatenate(types[:24]).any() and np.concatenate(types[24:]).any()
-    few = options(ffn="dense", limit=4).parts(0)
-    assert len(few.train) == 8
+    second = options().tasks[1]
+    few = options(ffn="dense", limit=4, score_on=(second,)).parts(0)
+    assert len(few.train) == 8 and list(few.evals) == [second]
 
 
 def outputs(parts):
@@ -113,6 +114,7 @@ def test_a_mixture_can_be_cut(options, tmp_path):
     ("fields", "match"),
     [
         (dict(ffn="moo"), "ffn='moo'"),
+        (dict(score_on=("test",)), "score_on='test': it must be one of .'dev', 'cola'"),
         (dict(task="rte+rte"), "each once"),
         (dict(task="rte+"), "each once"),
         (dict(squeeze=True), "squeeze=True"),

@@ -1,5 +1,6 @@
 """Fine-tuning end to end, from a model's folder and a CSV task to a summary."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,6 +11,7 @@ from splitjax import data
 from splitjax.data.batches import model_inputs
 from splitjax.storage import log
 from splitjax.train import loop
+from splitjax.train.finetune import Finetune
 
 FOUR_BITS = dict(forward_bits=4, backward_bits=4)
 RUNS = {
@@ -62,6 +64,18 @@ def test_a_run_learns_and_is_summed_up(name, ran):
     cloud = "edge" if name == "unsplit" else "slot"
     before, after = (getattr(s, cloud)["params"] for s in (seen.start, seen.end))
     assert not all(same(before, after))
+
+
+def test_it_is_scored_on_the_splits_that_are_named(options):
+    """Which ones changes no number of a run, so a checkpoint serves with others."""
+    experiment = options(score_on=("dev",))
+    assert list(experiment.parts(0).evals) == ["dev"]
+    assert experiment.identity(0) == options().identity(0)
+    both = Finetune(task="stsb")
+    assert both.splits() == ("dev", "test")
+    dataclasses.replace(both, score_on=("test",)).validate()
+    with pytest.raises(ValueError, match="score_on='tset': it must be one of"):
+        dataclasses.replace(both, score_on=("tset",)).validate()
 
 
 @pytest.mark.parametrize("name", SPLIT)

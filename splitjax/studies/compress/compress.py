@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Sequence
 
 from splitjax.core.factor import materialize
 from splitjax.core.tree import Tree, spec_of, where
@@ -29,13 +28,9 @@ def with_params(run: Run, params: Tree) -> Run:
     return dataclasses.replace(run, state=run.state._replace(edge=edge))
 
 
-def score(run: Run, params: Tree, splits: Sequence[str] = ()) -> dict[str, float]:
+def score(run: Run, params: Tree) -> dict[str, float]:
     """The scores of a run's model with other parameters, by data split."""
-    names = splits or tuple(run.parts.evals)
-    evals = {name: run.parts.evals[name] for name in names}
-    parts = dataclasses.replace(run.parts, evals=evals)
-    other = with_params(run, materialize(params))
-    return evaluate(dataclasses.replace(other, parts=parts))
+    return evaluate(with_params(run, materialize(params)))
 
 
 def measured(experiment: Compress, run: Run) -> Tree:
@@ -96,10 +91,10 @@ def compress(
         first, *_ = next(iter(run.parts.train.epoch(0)))
         model, state = run.parts.split.cut.model, run.state.edge["state/0"]
         x, count = spec_of(model_inputs(first)), len(first["y"])
-        name = next(iter(experiment.score_on or run.parts.evals))
+        name = next(iter(run.parts.evals))
         subject = Subject(
             params_of(run),
-            score=lambda params: score(run, params, experiment.score_on),
+            score=lambda params: score(run, params),
             costs=lambda params: costs(model, params, state, x, count),
             fisher=lambda: measured(experiment, run),
             name=name,

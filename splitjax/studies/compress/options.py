@@ -9,7 +9,6 @@ from splitjax.core.tree import Tree
 from splitjax.studies.compress.tuning import FromFactors, Tuning
 from splitjax.train.experiment import check, option
 from splitjax.train.finetune import Finetune
-from splitjax.train.task import task
 
 
 @dataclasses.dataclass
@@ -19,15 +18,12 @@ class Compress(Tuning, Finetune):
     mode: str = option("unsplit", "'unsplit': a model is compressed as a whole")
     trained: str = option("", "the folder of a finished un-split run; '': train one")
     fisher_examples: int = option(256, "training examples that the Fisher is of")
-    score_on: tuple[str, ...] = option((), "data splits to score on; (): all")
 
     def validate(self) -> None:
         """Raises a ValueError for options that make no sense."""
         super().validate()
         check(self.mode, "mode", ("unsplit",))
         self.check_points("fisher_examples")
-        for name in self.score_on:
-            check(name, "score_on", task(self.task, 0).splits)
 
     def dense(self) -> Finetune:
         """The run whose model is compressed."""

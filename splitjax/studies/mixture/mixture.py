@@ -48,6 +48,10 @@ class Mixture(Finetune, ExpertOptions):
         if (self.head or "classification") != "classification":
             raise ValueError(f"head={self.head!r}: a mixture has 'classification'")
 
+    def splits(self) -> tuple[str, ...]:
+        """All tasks together, and each."""
+        return "dev", *self.tasks
+
     def parts(self, seed: int, *, weights: bool = True) -> Parts:
         """Builds model, data and optimizer."""
         tables = [self._table("train", task=task) for task in self.tasks]
@@ -66,6 +70,7 @@ class Mixture(Finetune, ExpertOptions):
         evals = {"dev": self._merged(dev, classes, seed)}
         for index, task in enumerate(self.tasks):
             evals[task] = self._merged([dev[index]], classes, seed, first=index)
+        evals = {name: evals[name] for name in self.score_on or evals}
         first = next(iter(train.epoch(0, micro=self.micro)))[0]
         facts = {
             "classes": classes * len(self.tasks),
