@@ -4,6 +4,7 @@ from splitjax.data.archive import ArchiveError as ArchiveError
 from splitjax.data.archive import cached as cached
 from splitjax.data.archive import folder as folder
 from splitjax.data.batches import Batches as Batches
+from splitjax.data.benchmarks import has_folder as has_folder
 from splitjax.data.benchmarks import load as load
 from splitjax.data.buckets import bucket_lengths as bucket_lengths
 from splitjax.data.buckets import padded_share as padded_share

@@ -59,6 +59,16 @@ def load(
     )
 
 
+def has_folder(name: str) -> bool:
+    """Whether `load` reads a data set from a `data_dir`.
+
+    Example:
+      >>> has_folder("sst2"), has_folder("tfds:imdb_reviews"), has_folder("stsb")
+      (True, True, False)
+    """
+    return name.startswith("tfds:") or name in GLUE
+
+
 def _stsb(folder: pathlib.Path, split: str) -> Table:
     rows = _tab(folder / f"{split}.tsv")
     columns = [r[5] for r in rows], [r[6] for r in rows]

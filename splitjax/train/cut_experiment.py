@@ -17,6 +17,7 @@ from splitjax.core.split import Split
 from splitjax.core.stage import Stage
 from splitjax.core.still import still
 from splitjax.core.tree import Tree, spec_of
+from splitjax.data import has_folder
 from splitjax.metrics.flops import edge_share
 from splitjax.models import pretrained
 from splitjax.models.config_fields import FUSED
@@ -92,6 +93,11 @@ class CutExperiment(SecondOrder, Scaled):
             raise ValueError(
                 "send_once=True needs frozen_edge=True: an edge that learns has "
                 "something new to send in every epoch"
+            )
+        if self.data_dir and not any(map(has_folder, self.task.split("+"))):
+            raise ValueError(
+                f"data_dir={self.data_dir!r} with task={self.task!r}: SST-2, CoLA, "
+                "MRPC, RTE and tfds:NAME are read from it, nothing else; leave it empty"
             )
         if self.leak:
             leak_loss(self.leak)

@@ -13,12 +13,15 @@ from ml_collections import config_flags
 
 from splitjax.core.tree import nearest
 from splitjax.data.archive import ArchiveError, cache
+from splitjax.data.table import DataError
 from splitjax.runtime.control import Refused
 from splitjax.runtime.credentials import CredentialError
 from splitjax.runtime.guard import Unauthenticated
 from splitjax.runtime.server import ServerError
 from splitjax.storage.checkpoint import CheckpointError
+from splitjax.storage.journal import JournalError
 from splitjax.storage.lock import InUse
+from splitjax.storage.row_file import RowError
 from splitjax.train.allocator import keep_freed
 from splitjax.train.processes import end_with_parent
 
@@ -28,8 +31,11 @@ MEANT_FOR_USERS = (
     CheckpointError,
     ConnectionError,
     CredentialError,
+    DataError,
     InUse,
+    JournalError,
     Refused,
+    RowError,
     ServerError,
     Unauthenticated,
 )

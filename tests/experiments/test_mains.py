@@ -116,11 +116,16 @@ def test_predict_answers_each_text(trained, run):
     [
         ("finetune", ["--config.rnak=4"], "did you mean 'rank'"),
         ("evaluate", ["--workdir=gone"], "no such folder: train first"),
+        (
+            "finetune",
+            ["--config.task=gone.csv"],
+            "DataError: there is no file gone.csv",
+        ),
     ],
 )
 def test_a_wrong_wish_is_told(name, arguments, message, run):
     done = run(name, *arguments)
-    assert done.returncode != 0
+    assert done.returncode != 0 and "Traceback" not in done.stderr
     assert message in done.stderr.splitlines()[-1]
 
 

@@ -202,3 +202,10 @@ def test_a_finished_run_is_not_run_again(ran, options, monkeypatch):
     assert loop.train(options(), 0, seen.folder) == seen.summary
     with pytest.raises(ValueError, match="rank: 4 there, 8 now"):
         loop.train(options(rank=8), 0, seen.folder)
+
+
+def test_g_a_folder_that_nothing_is_read_from_is_told(options):
+    with pytest.raises(ValueError, match="data_dir='/mine' with task=.*leave it empty"):
+        options(data_dir="/mine").validate()
+    for task in ("sst2", "tfds:imdb_reviews"):
+        Finetune(task=task, data_dir="/mine").validate()
