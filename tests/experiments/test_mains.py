@@ -118,7 +118,7 @@ def test_predict_answers_each_text(trained, run):
         ("evaluate", ["--workdir=gone"], "no such folder: train first"),
         (
             "finetune",
-            ["--config.task=gone.csv"],
+            ["--config.task=gone.csv", "--workdir=new"],
             "DataError: there is no file gone.csv",
         ),
     ],
