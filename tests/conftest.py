@@ -189,10 +189,10 @@ def tiny_task(tmp_path_factory) -> pathlib.Path:
 def pytest_configure(config: pytest.Config) -> None:
     """Sets how programs are compiled, before the first one is."""
     if config.option.markexpr in ("slow", "not slow"):
-        quick = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        jax.config.update("jax_disable_most_optimizations", quick not in ("0", "false"))
-        if quick not in ("0", "false"):
-            # Half of the time of compiling, where LLVM does not optimize; else twice.
+        told = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        quick = told not in ("0", "false")
+        jax.config.update("jax_disable_most_optimizations", quick)
+        if quick:  # these emitters compile sooner only where LLVM does not optimize
             flags = os.environ.get("XLA_FLAGS", "")
             os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
 

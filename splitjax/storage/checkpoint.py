@@ -13,7 +13,7 @@ import numpy as np
 
 from splitjax.core.job import Disagreement, at_each, at_first, gather
 from splitjax.core.tree import Tree, flat
-from splitjax.storage.differences import kinds, unlike
+from splitjax.storage.differences import kind_of, kinds, unlike
 from splitjax.storage.shared import make_shared
 from splitjax.storage.whole import settle, whole
 
@@ -170,8 +170,10 @@ class Checkpoints:
 
     def _same(self, folder: pathlib.Path, like: Tree) -> None:
         # Arrays are saved by number: of another tree they could fit in a wrong place.
-        path = folder / LEAVES  # of an older version there is none
-        found = json.loads(path.read_text()) if path.exists() else kinds(like)
+        path = folder / LEAVES
+        if not path.exists():
+            return  # of an older version
+        found = json.loads(path.read_text())
         if rows := unlike(found, kinds(like), "there", "now"):
             raise CheckpointError(
                 f"{folder} is of another tree, which differs in {len(rows)} leaves "
@@ -239,7 +241,7 @@ def _agree(at: str, tree: Tree, *, values: bool = False) -> None:
         return
 
     def told(leaf: Any) -> str:
-        kind = f"{leaf.dtype}{list(leaf.shape)}"
+        kind = kind_of(leaf)
         if not _is_own(leaf):
             return f"{kind} on {leaf.sharding}"
         return f"{kind} of digest {_digest(leaf)}" if values else kind

@@ -37,4 +37,15 @@ def kinds(tree: Tree) -> dict[str, str]:
       >>> kinds({"ffn": {"kernel": np.zeros((2, 3), np.float32)}})
       {'ffn/kernel': 'float32[2, 3]'}
     """
-    return {name: f"{a.dtype}{list(a.shape)}" for name, a in flat(tree).items()}
+    return {name: kind_of(leaf) for name, leaf in flat(tree).items()}
+
+
+def kind_of(array: Any) -> str:
+    """Dtype and shape of an array.
+
+    Example:
+      >>> import numpy as np
+      >>> kind_of(np.zeros(3, bool))
+      'bool[3]'
+    """
+    return f"{array.dtype}{list(array.shape)}"

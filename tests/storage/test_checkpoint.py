@@ -6,6 +6,8 @@ import os
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -77,6 +79,34 @@ def test_a_tree_comes_back_to_the_bit(store, key):
     pairs = zip(jax.tree.leaves(made), jax.tree.leaves(given), strict=True)
     assert all(bits(one) == bits(other) for one, other in pairs)
     assert isinstance(made["link/0"].inner, Inner) and found == facts
+
+
+@pytest.mark.slow
+def test_every_number_of_bfloat16_comes_back(tmp_path):
+    """NaNs by their bits, too, in a process that compiles as users do."""
+    code = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from splitjax.parallel.mesh import make_cloud_mesh
+from splitjax.storage.checkpoint import Checkpoints
+
+jax.config.update("jax_num_cpu_devices", 8)
+mesh = make_cloud_mesh("data=2,tensor=4")
+everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+bits = np.arange(2**16, dtype=np.uint16)
+table = jax.device_put(bits.view(jnp.bfloat16), everywhere)
+store = Checkpoints(sys.argv[1], {})
+store.save(1, {"table": table}, {})
+found = store.restore({"table": table})[0]["table"]
+assert found.dtype == jnp.bfloat16
+np.testing.assert_array_equal(np.asarray(found).view(np.uint16), bits)
+"""
+    users = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(
+        command, env={**os.environ, **users}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_a_tree_comes_back_on_another_mesh(store, key):
@@ -234,7 +264,6 @@ def test_an_empty_folder_has_nothing_to_restore(store):
         store.restore({"w": jnp.zeros(2)})
 
 
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 @pytest.mark.parametrize(
     ("like", "words"),
     [
