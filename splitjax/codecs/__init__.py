@@ -24,6 +24,7 @@ from splitjax.codecs.residual import compress_residuals as compress_residuals
 from splitjax.codecs.residual import residual_bytes as residual_bytes
 from splitjax.codecs.scaled_sign import scaled_sign as scaled_sign
 from splitjax.codecs.top_k import top_k as top_k
+from splitjax.codecs.uniform import uniform as uniform
 from splitjax.core.codec import Codec as Codec
 from splitjax.core.codec import Context as Context
 from splitjax.core.codec import Link as Link

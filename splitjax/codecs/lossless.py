@@ -3,10 +3,16 @@
 import jax
 
 from splitjax.core.codec import Codec
-from splitjax.core.message import Lossless, is_lossless, is_sized
+from splitjax.core.message import (
+    COLUMNS,
+    Lossless,
+    has_columns,
+    is_lossless,
+    is_sized,
+)
 
 
-def lossless(level: int = 1) -> Codec:
+def lossless(coder: int | str = 1) -> Codec:
     """Codes the bytes of every leaf without loss, where that makes them fewer.
 
     Programs have static shapes, so inside one it does nothing but mark the leaves: the
@@ -18,14 +24,18 @@ def lossless(level: int = 1) -> Codec:
     saves next to nothing.
 
     Args:
-      level: effort of zstandard, 1 (fast) to 19. Where codes are as good as random it
-        is a Huffman coder at every level.
+      coder: effort of zstandard, 1 (fast) to 19: where codes are as good as random it
+        is a Huffman coder at every level, with a bit or more for each byte. Or
+        "columns", made for `uniform`: whole numbers of 8 or 16 bits that have rows are
+        coded under a normal distribution for each place on the last axis, whose mean
+        and deviation cross, too; a code may take far less than a bit. Other leaves are
+        left to zstandard then.
 
     Returns:
       A rough codec of any tree, without state.
 
     Raises:
-      ValueError: for another level, and on use when it stands twice in a chain.
+      ValueError: for another coder, and on use when it stands twice in a chain.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -38,18 +48,24 @@ def lossless(level: int = 1) -> Codec:
 
     Reference:
       Y. Collet, M. Kucherawy, "Zstandard Compression and the 'application/zstd' Media
-      Type", 2021, RFC 8878.
+      Type", 2021, RFC 8878. J. Duda, "Asymmetric numeral systems", 2009,
+      arXiv:0902.0271.
 
     Differs:
-      Bytes of wider numbers are sorted by their place in the number before.
+      Bytes of wider numbers are sorted by their place in the number before, for
+      zstandard.
     """
-    if not 1 <= level <= 19:
-        raise ValueError(f"lossless(level={level}): a level is 1 to 19")
+    whole = isinstance(coder, int) and not isinstance(coder, bool)
+    if not (coder == COLUMNS or (whole and 1 <= coder <= 19)):
+        raise ValueError(f"lossless({coder!r}): 1 to 19, or {COLUMNS!r}")
 
     def mark(node):
         if is_lossless(node):
             raise ValueError("lossless stands twice in a chain: leave one out")
-        return Lossless(node, level)
+        array = node.buffer if is_sized(node) else node
+        if coder == COLUMNS and not has_columns(array.dtype, array.shape):
+            return Lossless(node, 1)
+        return Lossless(node, coder)
 
     def encode(x, state, ctx):
         def stop(node):
@@ -63,4 +79,4 @@ def lossless(level: int = 1) -> Codec:
 
         return jax.tree.map(one, message, is_leaf=is_lossless), state
 
-    return Codec(lambda spec: (), encode, decode, name=f"lossless({level})")
+    return Codec(lambda spec: (), encode, decode, name=f"lossless({coder})")

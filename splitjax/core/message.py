@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -40,7 +41,7 @@ class Lossless:
 
     Attributes:
       leaf: an array or a `Sized`.
-      level: effort of the coder, 1 or more.
+      coder: zstandard's effort, 1 to 19; or "columns": see `codecs.lossless`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -49,7 +50,21 @@ class Lossless:
     """
 
     leaf: Any
-    level: int = dataclasses.field(metadata={"static": True})
+    coder: int | str = dataclasses.field(metadata={"static": True})
+
+
+COLUMNS = "columns"  # the coder of whole numbers by their place on the last axis
+
+
+def has_columns(dtype: Any, shape: Sequence[int]) -> bool:
+    """Whether an array can be coded by columns: whole numbers of 8 or 16 bits in rows.
+
+    Example:
+      >>> has_columns("int16", (4, 3)), has_columns("int16", (4,))
+      (True, False)
+    """
+    kind = jnp.dtype(dtype)
+    return len(shape) > 1 and kind.kind in "iu" and kind.itemsize <= 2
 
 
 def is_sized(node: Any) -> bool:

@@ -56,6 +56,27 @@ def grow(
 
     Example: see `shrink`.
     """
+    array = np.frombuffer(claimed(coded, size_bytes, what=what), np.uint8)
+    if item_bytes > 1:
+        array = np.ascontiguousarray(array.reshape(item_bytes, -1).T).reshape(-1)
+    return array.data
+
+
+def claimed(coded: memoryview | bytes, size_bytes: int, *, what: str) -> bytes:
+    """What zstandard makes of bytes of anyone's, where they claim to grow to this size.
+
+    Args:
+      coded: one frame of zstandard's.
+      size_bytes: what it must grow to.
+      what: for the errors.
+
+    Raises:
+      WrongCoding: for anything else.
+
+    Example:
+      >>> claimed(zstandard.compress(b"abc"), 3, what="h")
+      b'abc'
+    """
     try:
         found = zstandard.get_frame_parameters(coded)
         if found.content_size != size_bytes:
@@ -68,7 +89,4 @@ def grow(
         raise WrongCoding(f"{what}: the coded bytes cannot be read: {error}") from error
     if len(raw) != size_bytes:
         raise WrongCoding(f"{what}: {len(raw)} bytes were coded; {size_bytes} are due")
-    array = np.frombuffer(raw, np.uint8)
-    if item_bytes > 1:
-        array = np.ascontiguousarray(array.reshape(item_bytes, -1).T).reshape(-1)
-    return array.data
+    return raw

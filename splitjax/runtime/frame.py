@@ -8,6 +8,7 @@ import numpy as np
 
 from splitjax.core.message import Lossless, Sized
 from splitjax.core.tree import Tree
+from splitjax.runtime.columns import pack_columns, unpack_columns
 from splitjax.runtime.entropy import grow, shrink
 from splitjax.runtime.schema import DTYPES, FrameError, Leaf, Schema, WrongSchema
 
@@ -70,7 +71,7 @@ def framing_bytes(schema: Schema) -> int:
       >>> framing_bytes(Schema(()))
       60
     """
-    counts = sum(leaf.sized + (leaf.level > 0) for leaf in schema.leaves)
+    counts = sum(leaf.sized + bool(leaf.coder) for leaf in schema.leaves)
     return OVERHEAD + COUNT.size * counts
 
 
@@ -198,7 +199,7 @@ def read(
             if used > leaf.shape[0]:
                 raise TooLarge(f"{leaf.path}: {used} rows, at most {leaf.shape[0]}")
         coded, size = 0, leaf.row_bytes * (1 if used is None else used)
-        if leaf.level:
+        if leaf.coder:
             (coded,) = COUNT.unpack_from(data, place)
             place += COUNT.size
             if coded and coded >= size:
@@ -217,10 +218,9 @@ def read(
         part = data[place : place + (coded or size)]
         place += len(part)
         if coded:
-            item_bytes = DTYPES[leaf.dtype].itemsize
-            part = grow(part, size, item_bytes=item_bytes, what=leaf.path)
+            part = _grown(part, leaf, used, size)
         node = _array_of(part, leaf, used, check_finite)
-        nodes.append(Lossless(node, leaf.level) if leaf.level else node)
+        nodes.append(Lossless(node, leaf.coder) if leaf.coder else node)
     return header, schema.build(nodes)
 
 
@@ -247,10 +247,23 @@ def _part_of(
     array = array if used is None else array[:used]
     # A view as bytes first: ml_dtypes' own dtypes have no buffer protocol.
     raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    if not leaf.level:
+    if not leaf.coder:
         return raw.data, None
-    coded = shrink(raw, item_bytes=array.dtype.itemsize, level=leaf.level)
+    if isinstance(leaf.coder, str):
+        coded = pack_columns(array)
+    else:
+        coded = shrink(raw, item_bytes=array.dtype.itemsize, level=leaf.coder)
     return (raw.data, 0) if coded is None else (coded, len(coded))
+
+
+def _grown(part: memoryview, leaf: Leaf, used: int | None, size: int) -> Any:
+    """The bytes of a leaf from what they were coded in."""
+    dtype = DTYPES[leaf.dtype]
+    if isinstance(leaf.coder, str):
+        shape = leaf.shape if used is None else (used, *leaf.shape[1:])
+        numbers = unpack_columns(part, shape, dtype, what=leaf.path)
+        return numbers.reshape(-1).view(np.uint8).data
+    return grow(part, size, item_bytes=dtype.itemsize, what=leaf.path)
 
 
 def _array_of(

@@ -11,7 +11,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from splitjax.core.message import is_lossless, is_sized
+from splitjax.core.message import COLUMNS, has_columns, is_lossless, is_sized
 from splitjax.core.tree import Tree, path_name
 
 DTYPES = {
@@ -43,14 +43,15 @@ class Leaf:
       dtype: a name in `DTYPES`.
       shape: of the array; of the whole buffer when sized.
       sized: whether only the first rows are sent.
-      level: effort of the entropy coder; 0 where the bytes cross as they are.
+      coder: of the bytes: zstandard's effort, or `COLUMNS`; 0 where they cross as they
+        are.
     """
 
     path: str
     dtype: str
     shape: tuple[int, ...]
     sized: bool = False
-    level: int = 0
+    coder: int | str = 0
 
     @property
     def row_bytes(self) -> int:
@@ -107,7 +108,7 @@ class Schema:
         return sum(leaf.max_bytes for leaf in self.leaves)
 
     def to_bytes(self) -> bytes:
-        """JSON: a list of `[path, dtype, shape, sized]`, and a level where there is."""
+        """JSON: a list of `[path, dtype, shape, sized]`, and a coder where there is."""
         rows = [_row(leaf) for leaf in self.leaves]
         return json.dumps(rows, separators=(",", ":")).encode()
 
@@ -165,9 +166,9 @@ def _is_one(node: Any) -> bool:
 
 def _opened(path: tuple, node: Any) -> tuple[Leaf, Any, Any]:
     """The leaf that a node makes, its array, and its used rows or None."""
-    name, level, used = path_name(path), 0, None
+    name, coder, used = path_name(path), 0, None
     if is_lossless(node):
-        node, level = node.leaf, node.level
+        node, coder = node.leaf, node.coder
     if sized := is_sized(node):
         node, used = node.buffer, node.used
     if not hasattr(node, "dtype"):
@@ -175,12 +176,18 @@ def _opened(path: tuple, node: Any) -> tuple[Leaf, Any, Any]:
             f"{name} is a {type(node).__name__}, not an array: does a codec follow "
             "lossless() in a chain? It must be the last."
         )
-    return Leaf(name, node.dtype.name, tuple(node.shape), sized, level), node, used
+    return Leaf(name, node.dtype.name, tuple(node.shape), sized, coder), node, used
 
 
 def _row(leaf: Leaf) -> list:
     row = [leaf.path, leaf.dtype, list(leaf.shape), leaf.sized]
-    return [*row, leaf.level] if leaf.level else row
+    return [*row, leaf.coder] if leaf.coder else row
+
+
+def _is_coder(given: Any, dtype: str, shape: list[int]) -> bool:
+    if given == COLUMNS:
+        return has_columns(dtype, shape)
+    return type(given) is int and 0 < given <= MAX_LEVEL
 
 
 def _checked(rows: Any) -> tuple[Leaf, ...]:
@@ -197,12 +204,12 @@ def _checked(rows: Any) -> tuple[Leaf, ...]:
     leaves = []
     for row in rows:
         need(isinstance(row, list) and len(row) in (4, 5), row)
-        path, dtype, shape, sized, *level = row
+        path, dtype, shape, sized, *coder = row
         need(isinstance(path, str) and isinstance(sized, bool), row)
         need(isinstance(dtype, str) and dtype in DTYPES, row)
         need(isinstance(shape, list) and len(shape) <= MAX_RANK, row)
         need(all(type(n) is int and 0 <= n < 2**48 for n in shape), row)
         need(bool(shape) or not sized, row)
-        need(all(type(n) is int and 0 < n <= MAX_LEVEL for n in level), row)
-        leaves.append(Leaf(path, dtype, tuple(shape), sized, *level))
+        need(all(_is_coder(n, dtype, shape) for n in coder), row)
+        leaves.append(Leaf(path, dtype, tuple(shape), sized, *coder))
     return tuple(leaves)

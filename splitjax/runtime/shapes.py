@@ -92,7 +92,7 @@ def nest(schema: Schema) -> Tree:
         node: Any = tree
         for part in way:
             node = node.setdefault(part, {}) if isinstance(node, dict) else None
-        plain = not (leaf.sized or leaf.level or "/" in name)
+        plain = not (leaf.sized or leaf.coder or "/" in name)
         if not plain or not isinstance(node, dict) or name in node:
             raise WrongSchema(f"a batch is nested dicts of arrays: {leaf.path!r}")
         node[name] = jax.ShapeDtypeStruct(leaf.shape, np.dtype(leaf.dtype))

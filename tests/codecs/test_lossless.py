@@ -74,15 +74,15 @@ def test_the_same_message_is_the_same_bytes():
 def test_inside_a_program_it_is_nothing():
     x = jnp.ones((2, 3))
     message = jax.jit(lambda x: lossless(2).encode(x, (), Context())[0])(x)
-    assert isinstance(message, Lossless) and message.level == 2
+    assert isinstance(message, Lossless) and message.coder == 2
     text = jax.jit(lambda x: lossless().encode(x, (), None)[0].leaf).lower(x).as_text()
     assert "stablehlo." not in text.replace("stablehlo.return", "")
 
 
-@pytest.mark.parametrize("level", [0, 20, -1])
-def test_other_levels_are_refused(level):
-    with pytest.raises(ValueError, match=rf"level={level}"):
-        lossless(level)
+@pytest.mark.parametrize("coder", [0, 20, -1, True, 1.5, "rows"])
+def test_other_coders_are_refused(coder):
+    with pytest.raises(ValueError, match=rf"lossless\({coder!r}\): 1 to 19, or 'col"):
+        lossless(coder)
 
 
 def test_it_stands_once_and_last():

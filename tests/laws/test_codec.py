@@ -43,6 +43,7 @@ from splitjax.codecs import (
     sign,
     state_bytes,
     top_k,
+    uniform,
     wire_bytes,
 )
 from splitjax.core.codec import message_spec, split_smooth
@@ -191,6 +192,8 @@ CODECS = [
     Member(fixed_width(0.1, 4), FEW, repeat=True),
     Member(lossless(), MOST),
     Member(chain(ragged(), quantize(4), lossless(3)), SOME, repeat=True),
+    Member(uniform(0.25)),
+    Member(chain(ragged(), uniform(0.25), lossless("columns")), SOME, repeat=True),
     # A sum may round its bfloat16 result the other way: one part in 128.
     Member(c3(2), FEW, any_shape=False, tolerance=0.01),
     Member(
@@ -410,7 +413,7 @@ def test_bytes_are_what_was_promised(member, x):
     assert framing == frame.framing_bytes(schema)
     assert framing <= 64 * max(1, len(schema.leaves))
     assert fact <= plain <= wire_bytes(member.codec, spec)
-    if not any(leaf.level for leaf in schema.leaves):
+    if not any(leaf.coder for leaf in schema.leaves):
         assert fact == plain
     if not any(leaf.sized for leaf in schema.leaves):
         assert plain == wire_bytes(member.codec, spec)

@@ -57,7 +57,7 @@ def peak_of(schema, data, error):
 def test_what_is_written_is_read():
     header, tree = read(SCHEMA, DATA, max_bytes=len(DATA))
     assert header.tick == 3 and spec_of(tree) == spec_of(TREE)
-    assert isinstance(tree["codes"], Lossless) and tree["codes"].level == 3
+    assert isinstance(tree["codes"], Lossless) and tree["codes"].coder == 3
     np.testing.assert_array_equal(tree["codes"].leaf, TREE["codes"].leaf)
     np.testing.assert_array_equal(tree["noise"].leaf, NOISE)
     np.testing.assert_array_equal(tree["rows"].leaf.buffer, TREE["rows"].leaf.buffer)

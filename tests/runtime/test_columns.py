@@ -1,0 +1,160 @@
+"""Whole numbers in columns: their entropy, and bytes of anyone's."""
+
+import hashlib
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+import scipy.stats
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from splitjax.core.message import Lossless, Sized
+from splitjax.core.tree import spec_of
+from splitjax.runtime import frame
+from splitjax.runtime.columns import HEAD, MAX_COLUMNS, pack_columns, unpack_columns
+from splitjax.runtime.entropy import WrongCoding
+from splitjax.runtime.schema import Schema, WrongSchema
+
+AT = {"kind": "up", "run": 7, "slot": 2, "tick": 3, "hop": 1}
+RNG = np.random.default_rng(0)
+SPREAD = 2.0 ** np.linspace(5, -3, 48)
+CODES = np.round(RNG.normal(size=(300, 48)) * SPREAD).astype(np.int16)
+CODED = pack_columns(CODES)
+
+
+def information_bytes(table, spread):
+    """What the numbers tell, where it is known how they were drawn."""
+    edges = (scipy.stats.norm.cdf((table + half) / spread) for half in (0.5, -0.5))
+    high, low = edges
+    return -float(np.sum(np.log2(high - low))) / 8
+
+
+def back(coded, like):
+    return unpack_columns(coded, like.shape, like.dtype, what="h")
+
+
+def test_columns_take_their_entropy_and_their_models():
+    models = struct.unpack_from("<iiH", CODED)[2]
+    assert 48 < models < 2 * 48 + 32
+    least = information_bytes(CODES, SPREAD)
+    assert len(CODED) - HEAD.size - models == pytest.approx(least, rel=0.02)
+    zstd = zstandard.ZstdCompressor(level=19).compress(CODES.tobytes())
+    assert len(CODED) < 0.8 * len(zstd)
+    np.testing.assert_array_equal(back(CODED, CODES), CODES)
+
+
+def test_every_machine_makes_the_same_bytes():
+    """Both ends must have equal models, to the last bit."""
+    table = np.arange(1200).reshape(100, 12) * 7919 % 1009 // 31 - 16
+    table //= np.arange(1, 13)
+    digest = hashlib.sha256(pack_columns(table.astype(np.int8))).hexdigest()
+    assert digest[:12] == "7fbe3c468a4f"
+
+
+@given(
+    st.sampled_from([np.int8, np.uint8, np.int16, np.uint16]).flatmap(
+        lambda dtype: arrays.arrays(
+            dtype, arrays.array_shapes(min_dims=2, max_dims=4, min_side=0, max_side=9)
+        )
+    )
+)
+@settings(max_examples=150, deadline=None)
+def test_what_is_packed_is_unpacked_or_crosses_as_it_is(x):
+    coded = pack_columns(x)
+    if coded is not None:
+        np.testing.assert_array_equal(back(coded, x), x, strict=True)
+    node = Lossless(x, "columns")
+    schema = Schema.of(node)
+    data = frame.write(schema, node, **AT)
+    np.testing.assert_array_equal(frame.read(schema, data)[1].leaf, x, strict=True)
+    assert len(data) <= x.nbytes + frame.framing_bytes(schema)
+
+
+def test_used_rows_alone_are_coded():
+    buffer = np.concatenate([CODES, np.zeros_like(CODES)])
+    node = Lossless(Sized(buffer, np.int32(300)), "columns")
+    schema = Schema.of(node)
+    data = frame.write(schema, node, **AT)
+    assert len(data) == len(CODED) + frame.framing_bytes(schema)
+    found = frame.read(schema, data)[1]
+    assert spec_of(found) == spec_of(node) and found.coder == "columns"
+    np.testing.assert_array_equal(found.leaf.buffer, buffer)
+
+
+def test_noise_and_too_many_columns_cross_as_they_are():
+    assert pack_columns(RNG.integers(0, 256, (40, 40)).astype(np.uint8)) is None
+    assert pack_columns(np.zeros((2, MAX_COLUMNS + 1), np.uint8)) is None
+    assert pack_columns(np.zeros((0, 5), np.uint8)) is None
+
+
+MODELS = zstandard.ZstdCompressor().compress(bytes(96))
+WORDS = CODED[HEAD.size + struct.unpack_from("<iiH", CODED)[2] :]
+
+
+def made(least=-100, most=100, models=MODELS, words=WORDS, told=None):
+    told = len(models) if told is None else told
+    return HEAD.pack(least, most, told) + models + words
+
+
+FAULTS = {
+    "nothing": (b"", "0 bytes"),
+    "a head alone": (HEAD.pack(-3, 3, 0), "claim|read"),
+    "a range turned round": (made(5, -5), "numbers from 5 to -5"),
+    "a range beyond the dtype": (made(-(2**15) - 1, 5), "numbers from -32769"),
+    "an even array with a rest": (made(4, 4), "even array"),
+    "models beyond the end": (made(told=2**16 - 1), "65535 bytes of models"),
+    "models of fewer columns": (
+        made(models=zstandard.ZstdCompressor().compress(bytes(94))), "94 bytes; 96"
+    ),
+    "models of a bomb": (
+        made(models=zstandard.ZstdCompressor().compress(bytes(10**8))[:9000]), "96 are"
+    ),
+    "a deviation of 80": (
+        made(models=zstandard.ZstdCompressor().compress(b"\x50" + bytes(95))),
+        "deviation",
+    ),
+    "half a word": (made(words=WORDS + b"\1\1"), "whole words"),
+    "a last word of zero": (made(words=WORDS + bytes(4)), "last word"),
+    "words too many": (made(words=WORDS + b"\1" * 4000), "more words"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("coded, why", FAULTS.values(), ids=FAULTS)
+def test_coded_columns_of_anyone_are_refused(coded, why):
+    tracemalloc.start()
+    try:
+        with pytest.raises(WrongCoding, match=why):
+            back(coded, CODES)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@given(st.lists(st.tuples(st.integers(0, len(CODED) - 1), st.integers(0, 255)),
+                min_size=1, max_size=4))  # fmt: skip
+@settings(max_examples=300, deadline=None)
+def test_changed_bytes_are_refused_or_numbers(changes):
+    coded = bytearray(CODED)
+    for place, value in changes:
+        coded[place] = value
+    try:
+        found = back(bytes(coded), CODES)
+    except WrongCoding:
+        return
+    assert found.shape == CODES.shape and found.dtype == CODES.dtype
+
+
+def test_a_schema_codes_columns_of_short_whole_numbers_alone():
+    text = '[["h","{}",{},false,"columns"]]'
+    assert Schema.from_bytes(text.format("int16", "[4,3]").encode()).leaves[0].coder
+    for dtype, shape in (("int32", "[4,3]"), ("float16", "[4,3]"), ("int16", "[4]")):
+        with pytest.raises(WrongSchema):
+            Schema.from_bytes(text.format(dtype, shape).encode())
+    with pytest.raises(WrongSchema):
+        Schema.from_bytes(
+            text.replace("columns", "rows").format("int8", "[4,3]").encode()
+        )
