@@ -7,6 +7,7 @@ import pytest
 
 from splitjax.codecs import Context, chain, lossless, quantize, ragged, uniform
 from splitjax.core.codec import message_spec
+from splitjax.core.message import Sized
 from splitjax.core.tree import spec_of
 from splitjax.runtime import frame
 from splitjax.runtime.schema import Schema
@@ -79,10 +80,43 @@ def test_one_step_for_all_is_better_than_a_grid_for_each():
     assert less < 0.5 * error
 
 
-def test_a_gradient_passes_it_as_any_rough_codec(key):
-    codec, x = uniform(0.5), jax.random.normal(key, (4, 8))
-    message, _ = jax.jit(codec.encode)(x, codec.init(x), Context())
-    assert message.node.codes.dtype == jnp.int16 and not codec.smooth and codec.exact
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_a_relative_step_goes_with_the_scale(rounding, key):
+    codec = uniform(0.25, relative=True, rounding=rounding)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 32)), jnp.float32)
+    _, _, y = sent(codec, x, Context(key))
+    far = 0.125 if rounding == "nearest" else 0.25
+    assert 0.8 * far < float(jnp.abs(x - y).max()) < 1.02 * far
+    for scale in (2.0**-80, 2.0**90):
+        _, _, z = sent(codec, x * scale, Context(key))
+        np.testing.assert_array_equal(np.asarray(z), np.asarray(y) * np.float32(scale))
+
+
+def test_padding_does_not_set_the_step():
+    codec = uniform(0.25, relative=True)
+    x = jnp.full((2, 4, 8), 1e5).at[:, :2].set(1.0)
+    mask = jnp.zeros((2, 4), bool).at[:, :2].set(True)
+    message, _ = codec.encode(x, codec.init(x), Context(mask=mask))
+    assert float(message.node.step[0]) == 0.25
+    rows = Sized(jnp.zeros((9, 8)).at[:2].set(1.0), jnp.int32(2))
+    message, _ = codec.encode(rows, codec.init(rows), Context())
+    assert float(message.node.step[0]) == 0.25
+    _, _, y = sent(codec, jnp.zeros((3, 3)))
+    assert not np.asarray(y).any()
+
+
+def test_stochastic_rounding_is_right_on_average(key):
+    codec, x = uniform(1.0, rounding="stochastic"), jnp.full((400, 500), 0.3)
+    _, _, y = sent(codec, x, Context(key))
+    assert set(np.unique(y)) == {0.0, 1.0}
+    assert float(y.mean()) == pytest.approx(0.3, abs=0.005)
+    with pytest.raises(ValueError, match="needs a key"):
+        codec.encode(x, codec.init(x), Context())
+
+
+def test_another_rounding_is_refused():
+    with pytest.raises(ValueError, match="rounding='up'"):
+        uniform(1.0, rounding="up")
 
 
 @pytest.mark.parametrize("step", [0, -1.0, float("nan"), float("inf"), 2.0**41, "1"])

@@ -193,6 +193,7 @@ CODECS = [
     Member(lossless(), MOST),
     Member(chain(ragged(), quantize(4), lossless(3)), SOME, repeat=True),
     Member(uniform(0.25)),
+    Member(uniform(0.5, relative=True, rounding="stochastic"), MOST),
     Member(chain(ragged(), uniform(0.25), lossless("columns")), SOME, repeat=True),
     # A sum may round its bfloat16 result the other way: one part in 128.
     Member(c3(2), FEW, any_shape=False, tolerance=0.01),
