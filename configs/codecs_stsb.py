@@ -38,6 +38,8 @@ GRID = (
     " backward=projection(24)+quantize(4,axis='channel',rounding='stochastic')",
     "forward=ragged()+c3(4,keys='unitary')+quantize(8)"
     " backward=quantize(8,rounding='stochastic')",
+    "forward=ragged()+uniform(1.0,relative=True)+lossless('columns')"
+    " backward=uniform(2.0,relative=True,rounding='stochastic')+lossless('columns')",
     # What is new about each example, beside float32 for as long.
     "forward=ragged() edge_dropout=False epochs=3",
     "forward=ragged()+delta(quantize(2,axis='channel',power_of_two=True),first='half')"

@@ -81,6 +81,7 @@ def cases() -> list[Case]:
         Case(codecs.c3(4)),
         Case(codecs.c3(16)),
         Case(codecs.bounded(0.01, relative=True)),
+        Case(codecs.uniform(0.1)),
         Case(codecs.delta(change), 3.0, inner=change),
     ]
 

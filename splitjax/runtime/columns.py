@@ -3,9 +3,9 @@
 import math
 import struct
 
-import constriction
 import numpy as np
 import zstandard
+from constriction import stream
 
 from splitjax.runtime.entropy import WrongCoding, claimed
 
@@ -61,7 +61,7 @@ def pack_columns(numbers: np.ndarray) -> bytes | None:
     told = zstandard.ZstdCompressor(level=19).compress(told.data)
     if len(told) >= 2**16:
         return None
-    coder = constriction.stream.stack.AnsCoder()
+    coder = stream.stack.AnsCoder()
     coder.encode_reverse(
         table.reshape(-1).astype(np.int32), *_models(least, most, mean, scale, rows)
     )
@@ -111,7 +111,7 @@ def unpack_columns(
     need(len(words) % 4 == 0, f"{len(words)} bytes are no whole words")
     words = np.frombuffer(words, "<u4").astype(np.uint32)
     need(not words.size or bool(words[-1]), "the last word is zero")
-    coder = constriction.stream.stack.AnsCoder(words)
+    coder = stream.stack.AnsCoder(words)
     models = _models(least, most, mean, scale, size // columns)
     numbers = coder.decode(*models)
     need(coder.is_empty(), "more words than the numbers need")
@@ -124,6 +124,6 @@ def _if_shorter(coded: bytes, numbers: np.ndarray) -> bytes | None:
 
 def _models(least: int, most: int, mean: np.ndarray, scale: np.ndarray, rows: int):
     """The family, and each number's mean and deviation, float64 `[rows * columns]`."""
-    family = constriction.stream.model.QuantizedGaussian(least, most)
+    family = stream.model.QuantizedGaussian(least, most)
     middle = least + mean * np.float64(most - least) / 255
     return family, np.tile(middle, rows), np.tile(DEVIATIONS[scale], rows)
