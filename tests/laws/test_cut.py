@@ -1,6 +1,7 @@
 """Split equals un-split: whatever the place, the number and the owners of the cuts."""
 
 import itertools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,9 @@ WIDTHS = [8, 8, 8, 1]
 PLACES = ["dense_0", "dense_1", "dense_2", "head"]
 CUTS = [places for n in (1, 2) for places in itertools.combinations(PLACES, n)]
 CUTS += [tuple(PLACES[:3]), tuple(PLACES)]
+# The quick way of tests/conftest.py fuses equal operations by the program around them.
+EMITTERS = "xla_cpu_use_fusion_emitters"
+AS_USERS = {EMITTERS: True} if EMITTERS in os.environ.get("XLA_FLAGS", "") else {}
 
 
 def model(kind, **kwargs):
@@ -47,7 +51,7 @@ def whole(stages, x, target, key, train=True):
         return loss(y, target)[0], new
 
     step = jax.value_and_grad(run, has_aux=True)
-    (value, new), grads = jax.jit(step)(params)
+    (value, new), grads = jax.jit(step, compiler_options=AS_USERS)(params)
     return params, state, value, grads, new
 
 
@@ -57,7 +61,10 @@ def parted(stages, places, x, target, key, links=None):
     split = Split(made, links or (IDENTITY,) * len(places), loss)
     params, state = split.init(jax.random.key(1), spec_of(x))
     ends = split.init_links(params, state, spec_of(x))
-    run = jax.jit(lambda p, s, e, k: split.value_and_grad(p, s, e, x, target, key=k))
+    run = jax.jit(
+        lambda p, s, e, k: split.value_and_grad(p, s, e, x, target, key=k),
+        compiler_options=AS_USERS,
+    )
     (value, extra), grads = run(params, state, ends, key)
     return made.merge(params), value, made.merge(grads), made.merge(extra["state"])
 
