@@ -9,23 +9,27 @@ from constriction import stream
 
 from splitjax.runtime.entropy import WrongCoding, claimed
 
-# Model of all numbers: the least and greatest one, and bytes of the columns' two bytes.
-HEAD = struct.Struct("<iiH")
+# The least and the greatest number, how many bytes tell of the models, and whether rows
+# have scales of their own.
+HEAD = struct.Struct("<iiIB")
 MAX_COLUMNS = 2**14
 # Deviations of the models: quarters of an octave from 2^-4 on. In literals, since what
 # libraries make of 2.0**0.25 may differ in the last bit, and the ends must not.
 QUARTERS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)
 DEVIATIONS = np.array([math.ldexp(QUARTERS[i % 4], i // 4 - 4) for i in range(80)])
+UNIT = 16  # where the deviation is 1
+ROUNDS = 4  # of the fit of scales for rows and columns
 
 
 def pack_columns(numbers: np.ndarray) -> bytes | None:
     """Codes whole numbers by a normal distribution for each column; None: no gain.
 
     A column's mean, in 255ths of the range, and its standard deviation, in quarters of
-    an octave, cross in a byte each, which zstandard makes fewer; then comes a stream of
-    an asymmetric numeral system. A number takes its information under its column's
-    normal distribution: a column that is nearly always zero next to nothing, which a
-    code of whole bits does not reach.
+    an octave, cross in a byte each, and where that pays a factor for the deviations of
+    each row, too (of gradients, whose tokens differ by orders of magnitude).
+    zstandard makes these fewer. Then comes a stream of an asymmetric numeral system. A
+    number takes its information under its model: a column that is nearly always zero
+    next to nothing, which a code of whole bits does not reach.
 
     Args:
       numbers: of 8 or 16 bits, `[..., columns]`.
@@ -35,7 +39,7 @@ def pack_columns(numbers: np.ndarray) -> bytes | None:
       >>> x = np.round(x).astype(np.int16)
       >>> coded = pack_columns(x)
       >>> len(coded)  # of 4000 bytes; zstandard needs 1640
-      1019
+      1018
       >>> bool((unpack_columns(coded, x.shape, x.dtype, what="h") == x).all())
       True
 
@@ -50,23 +54,27 @@ def pack_columns(numbers: np.ndarray) -> bytes | None:
         return None
     least, most = int(table.min()), int(table.max())
     if least == most:
-        return _if_shorter(HEAD.pack(least, most, 0), numbers)
-    mean = (table.mean(0) - least) * (255 / (most - least))
-    mean = np.round(mean).astype(np.uint8)
-    spread = table.std(0)
-    scale = np.round(4 * np.log2(np.maximum(spread, DEVIATIONS[0]))) + 16
-    scale = np.clip(scale, 0, len(DEVIATIONS) - 1).astype(np.uint8)
+        return _if_shorter(HEAD.pack(least, most, 0, 0), numbers)
+    mean, power = _centered(table, table.mean(0))
+    column, row = _number(power.mean(0)), None
+    if min(rows, columns) > 1:
+        of_row, _ = _scales(_centered(table, np.median(table, 0))[1])
+        weight = (1 / of_row) / (1 / of_row).sum()
+        other, power = _centered(table, weight @ table)
+        if (both := _rows(power, column)) is not None:
+            mean, (row, column) = other, both
     # Neighbors resemble each other where columns are sorted by their variance.
-    told = np.concatenate([np.diff(scale, prepend=np.uint8(0)), mean])
-    told = zstandard.ZstdCompressor(level=19).compress(told.data)
-    if len(told) >= 2**16:
-        return None
+    told = [np.diff(column, prepend=np.uint8(0)), mean]
+    if row is not None:
+        told.append(row.view(np.uint8))
+    models = zstandard.ZstdCompressor(level=19).compress(np.concatenate(told).data)
     coder = stream.stack.AnsCoder()
-    coder.encode_reverse(
-        table.reshape(-1).astype(np.int32), *_models(least, most, mean, scale, rows)
-    )
+    family = stream.model.QuantizedGaussian(least, most)
+    where = _middle(least, most, mean), _deviations(column, row, rows)
+    coder.encode_reverse(table.reshape(-1).astype(np.int32), family, *_each(*where))
     words = coder.get_compressed().astype("<u4").tobytes()
-    return _if_shorter(HEAD.pack(least, most, len(told)) + told + words, numbers)
+    head = HEAD.pack(least, most, len(models), row is not None)
+    return _if_shorter(head + models + words, numbers)
 
 
 def unpack_columns(
@@ -74,8 +82,8 @@ def unpack_columns(
 ) -> np.ndarray:
     """Undoes `pack_columns`, for bytes of anyone's.
 
-    Whatever the bytes are, it allocates what the shape needs, and what comes out are
-    numbers of the dtype.
+    Whatever the bytes are, it allocates what the shape needs (some 24 bytes a number),
+    and what comes out are numbers of the dtype.
 
     Args:
       coded: what `pack_columns` gave.
@@ -93,10 +101,12 @@ def unpack_columns(
         if not holds:
             raise WrongCoding(f"{what}: the coded columns cannot be read: {why}")
 
-    columns, size = (shape[-1] if math.prod(shape) else 1), math.prod(shape)
+    size = math.prod(shape)
+    columns = shape[-1] if size else 1
+    rows = size // columns
     need(size > 0 and columns <= MAX_COLUMNS, f"none are due for the shape {shape}")
     need(len(coded) >= HEAD.size, f"{len(coded)} bytes")
-    least, most, told_bytes = HEAD.unpack_from(coded)
+    least, most, told_bytes, has_rows = HEAD.unpack_from(coded)
     kind = np.iinfo(dtype)
     need(kind.min <= least <= most <= kind.max, f"numbers from {least} to {most}")
     if least == most:
@@ -104,26 +114,87 @@ def unpack_columns(
         return np.full(shape, least, dtype)
     body = bytes(coded[HEAD.size :])
     need(told_bytes <= len(body), f"{told_bytes} bytes of models in {len(body)}")
-    told = np.frombuffer(claimed(body[:told_bytes], 2 * columns, what=what), np.uint8)
-    scale, mean = np.cumsum(told[:columns], dtype=np.uint8), told[columns:]
-    need(bool((scale < len(DEVIATIONS)).all()), "a deviation is out of range")
+    need(has_rows <= 1, f"{has_rows} scales a row")
+    due = 2 * columns + has_rows * rows
+    told = np.frombuffer(claimed(body[:told_bytes], due, what=what), np.uint8)
+    column, mean, row = np.split(told, [columns, 2 * columns])
+    column = np.cumsum(column, dtype=np.uint8)
+    need(bool((column < len(DEVIATIONS)).all()), "a deviation is out of range")
     words = body[told_bytes:]
     need(len(words) % 4 == 0, f"{len(words)} bytes are no whole words")
     words = np.frombuffer(words, "<u4").astype(np.uint32)
     need(not words.size or bool(words[-1]), "the last word is zero")
+    deviations = _deviations(column, row.view(np.int8) if has_rows else None, rows)
     coder = stream.stack.AnsCoder(words)
-    models = _models(least, most, mean, scale, size // columns)
-    numbers = coder.decode(*models)
+    family = stream.model.QuantizedGaussian(least, most)
+    numbers = coder.decode(family, *_each(_middle(least, most, mean), deviations))
     need(coder.is_empty(), "more words than the numbers need")
     return numbers.astype(dtype).reshape(shape)
 
 
+def _centered(table: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means as they cross, uint8, and squares of what the numbers are off them."""
+    least, most = int(table.min()), int(table.max())
+    unit, first = _unit(least, most)
+    told = np.clip(np.round(mean / unit) - first, 0, 255).astype(np.uint8)
+    return told, np.square(table - _middle(least, most, told))
+
+
+def _rows(power: np.ndarray, column: np.ndarray) -> tuple | None:
+    """Scales of rows, int8, and of columns beside them; None where they do not pay."""
+    rows = len(power)
+    of_row, of_column = _scales(power)
+    row = np.clip(np.round(2 * np.log2(of_row)), -100, 100).astype(np.int8)
+    both = row, _number(of_column)
+
+    def bits(deviations):  # about what a number takes, also where it is mostly zero
+        return float(np.log2(1 + 2 * np.pi * np.e * np.square(deviations)).sum()) / 2
+
+    told = 8 * len(zstandard.ZstdCompressor(level=1).compress(row.data))
+    saved = rows * bits(DEVIATIONS[column]) - bits(_deviations(both[1], row, rows))
+    return both if saved > told else None
+
+
+def _scales(power: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Factors of rows and columns whose products are nearest to squares like these."""
+    power = power + DEVIATIONS[0] ** 2
+    of_row, of_column = np.ones(len(power)), power.mean(0)
+    for _ in range(ROUNDS):
+        of_row = (power / of_column).mean(1)
+        of_column = (power / of_row[:, None]).mean(0)
+    return of_row, of_column
+
+
+def _number(power: np.ndarray) -> np.ndarray:
+    """The numbers of the nearest deviations of these mean squares, uint8."""
+    number = np.round(2 * np.log2(np.maximum(power, DEVIATIONS[0] ** 2))) + UNIT
+    return np.clip(number, 0, len(DEVIATIONS) - 1).astype(np.uint8)
+
+
+def _unit(least: int, most: int) -> tuple[float, float]:
+    """What means are multiples of, zero among them, and the number of the first one."""
+    unit = (most - least) / 255
+    return unit, float(np.round(least / unit))
+
+
+def _middle(least: int, most: int, mean: np.ndarray) -> np.ndarray:
+    """The columns' means, float64."""
+    unit, first = _unit(least, most)
+    return (first + mean) * np.float64(unit)
+
+
+def _deviations(column: np.ndarray, row: np.ndarray | None, rows: int) -> np.ndarray:
+    """float64 `[rows, columns]`."""
+    if row is None:
+        return np.broadcast_to(DEVIATIONS[column], (rows, len(column)))
+    number = row.astype(np.int16)[:, None] + column.astype(np.int16)
+    return DEVIATIONS[np.clip(number, 0, len(DEVIATIONS) - 1)]
+
+
+def _each(middle: np.ndarray, deviations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each number's mean and deviation, float64 `[rows * columns]`."""
+    return np.tile(middle, len(deviations)), deviations.reshape(-1)
+
+
 def _if_shorter(coded: bytes, numbers: np.ndarray) -> bytes | None:
     return coded if len(coded) < numbers.nbytes else None
-
-
-def _models(least: int, most: int, mean: np.ndarray, scale: np.ndarray, rows: int):
-    """The family, and each number's mean and deviation, float64 `[rows * columns]`."""
-    family = stream.model.QuantizedGaussian(least, most)
-    middle = least + mean * np.float64(most - least) / 255
-    return family, np.tile(middle, rows), np.tile(DEVIATIONS[scale], rows)
