@@ -26,11 +26,11 @@ def lossless(coder: int | str = 1) -> Codec:
     Args:
       coder: effort of zstandard, 1 (fast) to 19: where codes are as good as random it
         is a Huffman coder at every level, with a bit or more for each byte. Or
-        "columns", made for `uniform`: whole numbers of 8 or 16 bits that have rows are
-        coded under a normal distribution for each place on the last axis, whose mean
-        and deviation cross, too, and a factor for each row where that pays, as it does
-        for gradients; a code may take far less than a bit. Other leaves are left to
-        zstandard then.
+        "columns", made for `uniform`: whole numbers of 8 or 16 bits in rows of up to
+        2^14 are coded under a normal distribution for each place on the last axis,
+        whose mean and deviation cross, too, and a factor for each row where that pays,
+        as it does for gradients; a code may take far less than a bit. Other leaves are
+        left to zstandard then.
 
     Returns:
       A rough codec of any tree, without state.

@@ -40,8 +40,9 @@ class Uniform:
 def uniform(step: float, *, relative: bool = False, rounding: str = "nearest") -> Codec:
     """Sends each float as a whole number of steps, the nearest.
 
-    `x' = step * round(x / step)`, so `|x - x'| <= step / 2`, whatever the value, and
-    one that hardly varies is nearly always zero. A code takes two bytes, and
+    `x' = step * round(x / step)`, so `|x - x'| <= step / 2` but for the rounding of
+    float32 and of x's own dtype, and a value that hardly varies is nearly always zero.
+    A code takes two bytes, and
     `lossless("columns")` after it makes them few: principal directions with one step
     for all, entropy-coded, spend bits on a direction as its variance asks (reverse
     water-filling), which a grid of its own for each direction does not.
@@ -54,9 +55,10 @@ def uniform(step: float, *, relative: bool = False, rounding: str = "nearest") -
       step: from 2^-40 to 2^40. It is rounded to bfloat16, so that products with a code
         are exact in float32 and all devices decode equal numbers.
       relative: whether it counts in root mean squares of each array, which is as
-        gradients want it; that step crosses, too, in two bytes.
+        gradients want it; that step crosses, too, in two bytes, and is never below
+        2^-100.
       rounding: "nearest", or "stochastic" (needs `ctx.key`; the mean of x' is x, and
-        `|x - x'| < step`).
+        `|x - x'| < step`, but for the same roundings).
 
     Returns:
       A rough codec; its state is `{"nonfinite", "clipped"}`, int32.
@@ -79,10 +81,13 @@ def uniform(step: float, *, relative: bool = False, rounding: str = "nearest") -
       high rates. Of transform codes: V. K. Goyal, "Theoretical Foundations of Transform
       Coding", 2001, IEEE Signal Process. Mag. 18(5), 9-21.
     """
-    if not (isinstance(step, int | float) and LEAST <= step <= MOST):
-        raise ValueError(f"uniform(step={step}): a number from 2^-40 to 2^40")
+    number = isinstance(step, int | float) and not isinstance(step, bool)
+    if not (number and LEAST <= step <= MOST):
+        raise ValueError(f"uniform(step={step!r}): a number from 2^-40 to 2^40")
+    if not isinstance(relative, bool):
+        raise ValueError(f"uniform(relative={relative!r}): True or False")
     if rounding not in ROUNDINGS:
-        near = nearest(rounding, ROUNDINGS)
+        near = nearest(str(rounding), ROUNDINGS)
         raise ValueError(f"uniform has no rounding={rounding!r}: {near}")
 
     def encode(x, used, ctx, index, constants):
@@ -94,7 +99,7 @@ def uniform(step: float, *, relative: bool = False, rounding: str = "nearest") -
         size = jnp.bfloat16(step)
         if relative:
             size = _relative(step, wide, own, used)
-        place = wide * (1 / size.astype(jnp.float32))
+        place = wide / size.astype(jnp.float32)
         if rounding == "nearest":
             place = jnp.round(place)
         else:
@@ -104,7 +109,8 @@ def uniform(step: float, *, relative: bool = False, rounding: str = "nearest") -
             width = x.shape[-1] if x.ndim else 1
             noise = dither(key, x.size // max(width, 1), width).reshape(x.shape)
             noise = (noise >> 8).astype(jnp.int32).astype(jnp.float32) * 2.0**-24
-            place = jnp.floor(place + noise)
+            low = jnp.floor(place)  # the difference is exact, a sum would not be
+            place = low + (noise < place - low).astype(jnp.float32)
         codes = jnp.clip(place, -TOP, TOP)
         clipped = count(codes != place)
         codes = codes.astype(jnp.int16)

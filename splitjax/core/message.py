@@ -54,17 +54,21 @@ class Lossless:
 
 
 COLUMNS = "columns"  # the coder of whole numbers by their place on the last axis
+MAX_COLUMNS = 2**14  # that it takes
 
 
 def has_columns(dtype: Any, shape: Sequence[int]) -> bool:
     """Whether an array can be coded by columns: whole numbers of 8 or 16 bits in rows.
+
+    There are at most 2^14 columns.
 
     Example:
       >>> has_columns("int16", (4, 3)), has_columns("int16", (4,))
       (True, False)
     """
     kind = jnp.dtype(dtype)
-    return len(shape) > 1 and kind.kind in "iu" and kind.itemsize <= 2
+    short = kind.kind in "iu" and kind.itemsize <= 2
+    return short and len(shape) > 1 and shape[-1] <= MAX_COLUMNS
 
 
 def is_sized(node: Any) -> bool:

@@ -7,12 +7,13 @@ import numpy as np
 import zstandard
 from constriction import stream
 
-from splitjax.runtime.entropy import WrongCoding, claimed
+from splitjax.core.message import MAX_COLUMNS
+from splitjax.runtime.entropy import MAX_CODED_BYTES, WrongCoding, claimed
 
 # The least and the greatest number, how many bytes tell of the models, and whether rows
 # have scales of their own.
 HEAD = struct.Struct("<iiIB")
-MAX_COLUMNS = 2**14
+BLOCK = 2**16  # numbers that are coded at once, at most, in whole rows
 # Deviations of the models: quarters of an octave from 2^-4 on. In literals, since what
 # libraries make of 2.0**0.25 may differ in the last bit, and the ends must not.
 QUARTERS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)
@@ -24,10 +25,10 @@ ROUNDS = 4  # of the fit of scales for rows and columns
 def pack_columns(numbers: np.ndarray) -> bytes | None:
     """Codes whole numbers by a normal distribution for each column; None: no gain.
 
-    A column's mean, in 255ths of the range, and its standard deviation, in quarters of
-    an octave, cross in a byte each, and where that pays a factor for the deviations of
-    each row, too (of gradients, whose tokens differ by orders of magnitude).
-    zstandard makes these fewer. Then comes a stream of an asymmetric numeral system. A
+    A column's mean, in quarters, and its standard deviation, in quarters of an octave,
+    cross in three bytes, and where that pays a factor for the deviations of each row,
+    too (of gradients, whose tokens differ by orders of magnitude). zstandard makes
+    these fewer. Then comes a stream of an asymmetric numeral system. A
     number takes its information under its model: a column that is nearly always zero
     next to nothing, which a code of whole bits does not reach.
 
@@ -38,8 +39,8 @@ def pack_columns(numbers: np.ndarray) -> bytes | None:
       >>> x = np.random.default_rng(0).normal(size=(1000, 2)) * [0.2, 50.0]
       >>> x = np.round(x).astype(np.int16)
       >>> coded = pack_columns(x)
-      >>> len(coded)  # of 4000 bytes; zstandard needs 1640
-      1018
+      >>> len(coded)  # of 4000 bytes; zstandard needs 1550
+      1020
       >>> bool((unpack_columns(coded, x.shape, x.dtype, what="h") == x).all())
       True
 
@@ -64,14 +65,17 @@ def pack_columns(numbers: np.ndarray) -> bytes | None:
         if (both := _rows(power, column)) is not None:
             mean, (row, column) = other, both
     # Neighbors resemble each other where columns are sorted by their variance.
-    told = [np.diff(column, prepend=np.uint8(0)), mean]
+    high, low = (mean >> 8).astype(np.uint8), mean.astype(np.uint8)
+    told = [np.diff(column, prepend=np.uint8(0)), high, low]
     if row is not None:
         told.append(row.view(np.uint8))
     models = zstandard.ZstdCompressor(level=19).compress(np.concatenate(told).data)
     coder = stream.stack.AnsCoder()
     family = stream.model.QuantizedGaussian(least, most)
-    where = _middle(least, most, mean), _deviations(column, row, rows)
-    coder.encode_reverse(table.reshape(-1).astype(np.int32), family, *_each(*where))
+    middle = _middle(least, most, mean)
+    for part in reversed(_blocks(rows, columns)):  # what comes last is read first
+        block = table[part].reshape(-1).astype(np.int32)
+        coder.encode_reverse(block, family, *_each(middle, column, row, part))
     words = coder.get_compressed().astype("<u4").tobytes()
     head = HEAD.pack(least, most, len(models), row is not None)
     return _if_shorter(head + models + words, numbers)
@@ -82,8 +86,8 @@ def unpack_columns(
 ) -> np.ndarray:
     """Undoes `pack_columns`, for bytes of anyone's.
 
-    Whatever the bytes are, it allocates what the shape needs (some 24 bytes a number),
-    and what comes out are numbers of the dtype.
+    Whatever the bytes are, it allocates what the shape needs and some two megabytes,
+    other threads run meanwhile, and what comes out are numbers of the dtype.
 
     Args:
       coded: what `pack_columns` gave.
@@ -115,28 +119,37 @@ def unpack_columns(
     body = bytes(coded[HEAD.size :])
     need(told_bytes <= len(body), f"{told_bytes} bytes of models in {len(body)}")
     need(has_rows <= 1, f"{has_rows} scales a row")
-    due = 2 * columns + has_rows * rows
+    due = 3 * columns + has_rows * rows
     told = np.frombuffer(claimed(body[:told_bytes], due, what=what), np.uint8)
-    column, mean, row = np.split(told, [columns, 2 * columns])
+    column, high, low, row = np.split(told, [columns, 2 * columns, 3 * columns])
+    mean = high.astype(np.uint16) << 8 | low
     column = np.cumsum(column, dtype=np.uint8)
     need(bool((column < len(DEVIATIONS)).all()), "a deviation is out of range")
     words = body[told_bytes:]
     need(len(words) % 4 == 0, f"{len(words)} bytes are no whole words")
     words = np.frombuffer(words, "<u4").astype(np.uint32)
     need(not words.size or bool(words[-1]), "the last word is zero")
-    deviations = _deviations(column, row.view(np.int8) if has_rows else None, rows)
     coder = stream.stack.AnsCoder(words)
     family = stream.model.QuantizedGaussian(least, most)
-    numbers = coder.decode(family, *_each(_middle(least, most, mean), deviations))
+    scales = _middle(least, most, mean), column, row.view(np.int8) if has_rows else None
+    numbers = np.empty((rows, columns), dtype)
+    for part in _blocks(rows, columns):
+        block = coder.decode(family, *_each(*scales, part))
+        numbers[part] = block.reshape(-1, columns)
     need(coder.is_empty(), "more words than the numbers need")
-    return numbers.astype(dtype).reshape(shape)
+    return numbers.reshape(shape)
+
+
+def _blocks(rows: int, columns: int) -> list[slice]:
+    height = max(1, BLOCK // columns)
+    return [slice(i, min(i + height, rows)) for i in range(0, rows, height)]
 
 
 def _centered(table: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means as they cross, uint8, and squares of what the numbers are off them."""
+    """Means as they cross, uint16, and squares of what the numbers are off them."""
     least, most = int(table.min()), int(table.max())
     unit, first = _unit(least, most)
-    told = np.clip(np.round(mean / unit) - first, 0, 255).astype(np.uint8)
+    told = np.clip(np.round(mean / unit) - first, 0, 2**16 - 1).astype(np.uint16)
     return told, np.square(table - _middle(least, most, told))
 
 
@@ -151,7 +164,8 @@ def _rows(power: np.ndarray, column: np.ndarray) -> tuple | None:
         return float(np.log2(1 + 2 * np.pi * np.e * np.square(deviations)).sum()) / 2
 
     told = 8 * len(zstandard.ZstdCompressor(level=1).compress(row.data))
-    saved = rows * bits(DEVIATIONS[column]) - bits(_deviations(both[1], row, rows))
+    scaled = _deviations(both[1], row, slice(rows))
+    saved = rows * bits(DEVIATIONS[column]) - bits(scaled)
     return both if saved > told else None
 
 
@@ -173,7 +187,7 @@ def _number(power: np.ndarray) -> np.ndarray:
 
 def _unit(least: int, most: int) -> tuple[float, float]:
     """What means are multiples of, zero among them, and the number of the first one."""
-    unit = (most - least) / 255
+    unit = max(0.25, (most - least) / (2**16 - 1))
     return unit, float(np.round(least / unit))
 
 
@@ -183,18 +197,21 @@ def _middle(least: int, most: int, mean: np.ndarray) -> np.ndarray:
     return (first + mean) * np.float64(unit)
 
 
-def _deviations(column: np.ndarray, row: np.ndarray | None, rows: int) -> np.ndarray:
-    """float64 `[rows, columns]`."""
-    if row is None:
-        return np.broadcast_to(DEVIATIONS[column], (rows, len(column)))
-    number = row.astype(np.int16)[:, None] + column.astype(np.int16)
+def _deviations(column: np.ndarray, row: np.ndarray, part: slice) -> np.ndarray:
+    """float64 `[rows of the part, columns]`."""
+    number = row[part].astype(np.int16)[:, None] + column.astype(np.int16)
     return DEVIATIONS[np.clip(number, 0, len(DEVIATIONS) - 1)]
 
 
-def _each(middle: np.ndarray, deviations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each number's mean and deviation, float64 `[rows * columns]`."""
-    return np.tile(middle, len(deviations)), deviations.reshape(-1)
+def _each(
+    middle: np.ndarray, column: np.ndarray, row: np.ndarray | None, part: slice
+) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and the deviation of each number of some rows, float64, flat."""
+    rows = part.stop - part.start
+    if row is None:
+        return np.tile(middle, rows), np.tile(DEVIATIONS[column], rows)
+    return np.tile(middle, rows), _deviations(column, row, part).reshape(-1)
 
 
 def _if_shorter(coded: bytes, numbers: np.ndarray) -> bytes | None:
-    return coded if len(coded) < numbers.nbytes else None
+    return coded if len(coded) < min(numbers.nbytes, MAX_CODED_BYTES + 1) else None
