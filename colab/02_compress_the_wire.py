@@ -123,7 +123,8 @@ links = {
     ),
 }
 if SMALL:
-    links = {name: links[name] for name in ("float32", "4 bits", "c3, 4 in 1 + 8 bits")}
+    few = ("float32", "4 bits", "c3, 4 in 1 + 8 bits", "one step, by columns")
+    links = {name: links[name] for name in few}
 
 
 # %%

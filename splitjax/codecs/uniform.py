@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from splitjax.codecs.finite import count, real, within, zero_unless
 from splitjax.codecs.grid import HUGE, TINY
 from splitjax.codecs.layout import first_rows
+from splitjax.core import noise
 from splitjax.core.codec import Codec
 from splitjax.core.keys import fold
 from splitjax.core.lift import counted
 from splitjax.core.message import is_sized
-from splitjax.core.noise import dither
 from splitjax.core.tree import nearest
 
 LEAST, MOST = 2.0**-40, 2.0**40  # of a step
@@ -106,11 +106,9 @@ def uniform(step: float, *, relative: bool = False, rounding: str = "nearest") -
             key = fold(ctx.key, "uniform", index)
             if key is None:
                 raise ValueError("stochastic rounding needs a key: Context(key=...)")
-            width = x.shape[-1] if x.ndim else 1
-            noise = dither(key, x.size // max(width, 1), width).reshape(x.shape)
-            noise = (noise >> 8).astype(jnp.int32).astype(jnp.float32) * 2.0**-24
             low = jnp.floor(place)  # the difference is exact, a sum would not be
-            place = low + (noise < place - low).astype(jnp.float32)
+            above = noise.uniform(key, x.shape) < place - low
+            place = low + above.astype(jnp.float32)
         codes = jnp.clip(place, -TOP, TOP)
         clipped = count(codes != place)
         codes = codes.astype(jnp.int16)

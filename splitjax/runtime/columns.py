@@ -28,9 +28,9 @@ def pack_columns(numbers: np.ndarray) -> bytes | None:
     A column's mean, in quarters, and its standard deviation, in quarters of an octave,
     cross in three bytes, and where that pays a factor for the deviations of each row,
     too (of gradients, whose tokens differ by orders of magnitude). zstandard makes
-    these fewer. Then comes a stream of an asymmetric numeral system. A
-    number takes its information under its model: a column that is nearly always zero
-    next to nothing, which a code of whole bits does not reach.
+    these fewer. Then comes a stream of an asymmetric numeral system. A number takes its
+    information under its model: a column that is nearly always zero next to nothing,
+    which a code of whole bits does not reach.
 
     Args:
       numbers: of 8 or 16 bits, `[..., columns]`.

@@ -158,8 +158,8 @@ def read(
 ) -> tuple[Header, Tree]:
     """Reads what `write` wrote. Every size is checked before memory is allocated.
 
-    What it allocates is at most what the schema allows, also for coded leaves: what
-    they claim to grow to is compared with that first.
+    What it allocates is at most what the schema allows, and a few megabytes to read
+    columns: what coded leaves claim to grow to is compared with that first.
 
     Args:
       schema: of the message that is expected.
