@@ -1,14 +1,13 @@
-"""MiniLM on STS-B, cut in layer 1 of 0..5, over 112x fewer bytes and without a fit.
+"""MiniLM on STS-B, cut in layer 1 of 0..5, over 113x fewer bytes and without a fit.
 
 Paper: SFT (arXiv 2211.16703); the code is a classical transform code: all principal
   directions of the block's input, one step for all, entropy-coded by columns
 Run: python -m experiments.finetune --config=configs/sft_stsb_columns.py
-Expect: dev Spearman .8860, test .8375 at 113x, seed 0 (2026-11-30), before training
+Expect: dev Spearman .8860, test .8375 at 113.2x, seed 0 (2026-11-30), before training
   .8584 and .8039; un-split .8945 and .8512 (configs/sft_stsb.py): -0.85 and -1.37
-  points. (4,485,224 bytes went up, 113.4x; the models of the columns have since grown
-  by 0.6 % of that.) 80 dimensions of 3 bits each, without a fit, are .8776 on dev at
-  99.9x; with a fit .8874 and .8474 at 100.1x. This code has not been fit yet
-Cost: 10 minutes a run on one slow CPU core
+  points. 80 dimensions of 3 bits each, without a fit, are .8776 on dev at 99.9x; with
+  a fit .8874 and .8474 at 100.1x. This code has not been fit yet
+Cost: 7 minutes a run on one slow CPU core
 """
 
 from splitjax.train.finetune import Finetune, narrow
